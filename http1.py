@@ -36,7 +36,7 @@ START = rb"(" + TOKEN + rb"{1,32}) ([!-~]+) HTTP/"
 
 FIELD_LINE = re.compile(FIELD)
 START_LINE = re.compile(START + rb"([0-9])\.[0-9]\r\n")
-HEAD = re.compile(START + rb"1\.([0-9])\r\n((?:" + FIELD + rb")*)\r\n")
+HEAD_BLOCK = re.compile(START + rb"1\.([0-9])\r\n((?:" + FIELD + rb")*)\r\n")
 METHOD = re.compile(TOKEN + rb"{1,32}(?: |\Z)")  # also of a start line that is still arriving
 LONG_METHOD = re.compile(TOKEN + rb"{33}")
 CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})([ \t]*;" + VALUE + rb")?\r\n")  # RFC 9112 §7.1
@@ -68,6 +68,9 @@ WORDS = {
     503: "overloaded",
     505: "http_version_not_supported",
 }
+
+
+IDLE, HEAD, BODY = range(3)  # how far a parser is with a request
 
 
 class Limits(NamedTuple):
@@ -233,19 +236,20 @@ class Parser:
 
     def feed(self, octets: bytes) -> None:
         """Append what arrived."""
-        self._line -= self._start
-        self._buffer = self._buffer[self._start :] + octets
+        if self._start == len(self._buffer):
+            self._line = 0
+            self._buffer = octets
+        else:
+            self._line -= self._start
+            self._buffer = self._buffer[self._start :] + octets
         self._start = 0
 
     @property
-    def unread(self) -> bool:
-        """Whether octets are left that no request has taken yet."""
-        return self._start < len(self._buffer)
-
-    @property
-    def in_body(self) -> bool:
-        """Whether a head is complete and its body is not."""
-        return self._head is not None
+    def stage(self) -> int:
+        """What has begun and is not complete: a HEAD, a BODY, or nothing (IDLE)."""
+        if self._head is not None:
+            return BODY
+        return HEAD if self._start < len(self._buffer) else IDLE
 
     def next_request(self) -> Request | None:
         """The next complete request; None until more octets come. Raises `Refused`."""
@@ -293,7 +297,7 @@ class Parser:
         if match is None:
             if not (self._examine_start() and self._examine_fields()):
                 return False
-            match = HEAD.fullmatch(self._buffer, self._start, self._line)
+            match = HEAD_BLOCK.fullmatch(self._buffer, self._start, self._line)
         if match is None:  # line by line and as a whole the grammar is the same
             raise AssertionError("a head that both passes and fails")
         self._accept_head(match)
@@ -315,7 +319,7 @@ class Parser:
         end = self._buffer.find(b"\r\n\r\n", self._start) + 4
         if end < 4 or end - self._start > limits.head:
             return None
-        match = HEAD.fullmatch(self._buffer, self._start, end)
+        match = HEAD_BLOCK.fullmatch(self._buffer, self._start, end)
         if match is None or match.start(4) - self._start > limits.line:
             return None
         return match if match[4].count(b"\n") <= limits.fields else None
@@ -373,7 +377,9 @@ class Parser:
         # At most 1 KiB a connection, and never credentials: they are not kept longer than needed.
         if head.length == 0 and len(match[0]) <= 1024 and "authorization" not in head.headers:
             self._last_block = match[0]
-        self.expects_continue = "expect" in head.headers and head.length != 0 and not self.unread
+        self.expects_continue = "expect" in head.headers and head.length != 0
+        if self._start < len(self._buffer):  # it did not wait
+            self.expects_continue = False
 
     # --- the body
 

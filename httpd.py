@@ -39,7 +39,18 @@ from math import inf
 from queue import SimpleQueue
 from typing import Any, NamedTuple, Union
 
-from http1 import Limits, Parser, Refused, Request, Response, error, json_response
+from http1 import (
+    BODY,
+    HEAD,
+    IDLE,
+    Limits,
+    Parser,
+    Refused,
+    Request,
+    Response,
+    error,
+    json_response,
+)  # fmt: skip
 from linelog import ACCESS_LOGS, LineLog, printable, where
 from transport import (
     Connection,
@@ -71,8 +82,8 @@ CROWDED = 0.9  # of the places taken: then who rests is asked to leave earlier
 OUT_OF_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-# Phases of a connection, each with its deadline; from WORK on, nothing is parsed.
-IDLE, HEAD, BODY, WORK, SEND, LINGER = range(6)
+# Phases of a connection, each with its deadline: first the parser's, then those without parsing.
+WORK, SEND, LINGER = range(BODY + 1, BODY + 4)
 
 FULL = error(503, "overloaded", "The server is full. Try again later.", [("Retry-After", "1")])
 BUSY = error(503, "overloaded", "The server is busy. Try again later.", [("Retry-After", "1")])
@@ -370,18 +381,16 @@ class Handler(BaseHTTPRequestHandler):
         if self.close_connection:
             self.leave()
             return
-        phase = IDLE
         if self.busy:
             phase = WORK
         elif self.more or self.phase == SEND:
+            phase = IDLE
             self.server.resume(self)  # on the next turn: the others have waited
-        elif self.parser.in_body:
-            phase = BODY
-        elif self.parser.unread:
-            phase = HEAD
+        else:
+            phase = self.parser.stage
         if phase != self.phase or phase == IDLE:  # a request's deadline does not move
             self.enter(phase)
-        if phase != WORK:
+        if phase != WORK and self.interest != READ:
             self.watch(READ)
 
     def enter(self, phase: int) -> None:
@@ -395,7 +404,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def leave(self) -> None:
         """Close, but not while the client is still sending: a reset would destroy the answer."""
-        if not (self.refused or self.parser.unread):
+        if not (self.refused or self.parser.stage):
             self.close()
             return
         try:
