@@ -527,6 +527,8 @@ class Server:
         else:
             connection = raw if self._tls is None else TLSConnection(raw, self._tls)
             handler = self._handler_class(connection, client, self)
+            if self._tls is not None:  # who does not finish the handshake does not rest, but hang
+                handler.deadline = self.now + self.limits.head_time
             self._connections.add(handler)
             self._per_client[share] += 1
             self.stats.connections_accepted += 1
