@@ -438,8 +438,8 @@ def read_head(match: re.Match[bytes], limits: Limits) -> Head:
     method = match[1].decode("ascii")
     version = "1.0" if match[3] == b"0" else "1.1"  # RFC 9110 §2.5: 1.2 would be read as 1.1
     headers = read_fields(match[4].decode("latin-1"))
-    path, query = read_target(method, match[2].decode("ascii"), headers)
     check_host(headers, version)
+    path, query = read_target(method, match[2].decode("ascii"), headers)
     length = body_length(headers, version, limits)
     check_expect(headers, version)
     return Head(method, path, query, headers, length, keeps_alive(headers, version), version)
@@ -465,10 +465,8 @@ def read_target(method: str, target: str, headers: dict[str, str]) -> tuple[str,
         raise Refused(501, "This server is not a proxy.")
     if not target.startswith("/") and not (target == "*" and method == "OPTIONS"):
         match = ABSOLUTE.fullmatch(target)
-        if match is None:
+        if match is None or not HOST.fullmatch(match[1]):
             raise Refused(400, "Send a request target that begins with a slash.")
-        headers.setdefault("host", match[1])
-        check_host(headers, "1.1")
         headers["host"] = match[1]
         target = match[2] or "/"
         if target.startswith("?"):
