@@ -1,0 +1,521 @@
+"""HTTP/1.1 as bytes: requests read strictly, responses written once. RFC 9110, RFC 9112.
+
+    bytes --feed--> Parser --next_request--> Request        Response --wire--> bytes
+                      |
+                      +--raises--> Refused(status, word, description): answer it, then close
+
+A server and a proxy that read the same bytes differently can be played against each other (request
+smuggling). So whatever has two readings is refused here, never repaired: a bare CR or LF, a folded
+line, a space before a colon, two lengths, a length beside a coding, `+7` as a number.
+
+Rules of this file:
+- No I/O and no clock. The verdict depends on the bytes alone, never on how they were cut into
+  pieces: a flaw is judged at the line that has it, in the order in which the lines came.
+- Every loop and every buffer has a limit; each limit states its origin in `Limits`.
+- No pattern can backtrack: each repeated class excludes the octet that must follow it.
+- Nothing of a client's input is ever written into an answer.
+
+It leaves out: HTTP/0.9 and HTTP/2, transfer codings other than chunked, trailers (read, checked,
+dropped), percent-decoding, and everything about meaning: routes and methods are the caller's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+PRODUCT = "jwks-server"  # without a version: it would only tell an attacker what to try
+
+TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"  # RFC 9110 §5.6.2
+VALUE = rb"[\t !-~\x80-\xff]*"  # RFC 9110 §5.5: no control character but the tab
+FIELD = TOKEN + rb"+:" + VALUE + rb"\r\n"
+START = rb"(" + TOKEN + rb"{1,32}) ([!-~]+) HTTP/"
+
+FIELD_LINE = re.compile(FIELD)
+START_LINE = re.compile(START + rb"([0-9])\.[0-9]\r\n")
+HEAD = re.compile(START + rb"1\.([0-9])\r\n((?:" + FIELD + rb")*)\r\n")
+METHOD = re.compile(TOKEN + rb"{1,32}(?: |\Z)")  # also of a start line that is still arriving
+LONG_METHOD = re.compile(TOKEN + rb"{33}")
+CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})([ \t]*;" + VALUE + rb")?\r\n")  # RFC 9112 §7.1
+LENGTH = re.compile(r"0|[1-9][0-9]*", re.ASCII)  # one spelling: no sign, no leading zero
+HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]{0,5})?")
+ABSOLUTE = re.compile(r"https?://([^/?#@]+)([/?].*)?", re.IGNORECASE)  # userinfo: §4.2.4
+FIELD_NAME = re.compile(TOKEN.decode() + "+")
+UNSAFE = re.compile("[\r\n\0]")
+
+# Fields that carry one value: two of them are two readings, so they are never joined.
+SINGLETONS = {
+    "host", "content-length", "transfer-encoding", "content-type", "content-encoding",
+    "authorization", "origin", "expect", "user-agent", "referer", "from", "date",
+    "if-modified-since", "if-unmodified-since", "if-range", "max-forwards", "proxy-authorization",
+    "sec-fetch-site", "access-control-request-method",
+}  # fmt: skip
+# What the server itself writes: a second one from the application would be a second reading.
+SERVER_FIELDS = {"connection", "content-length", "date", "server", "transfer-encoding"}
+BODILESS = (204, 304)  # RFC 9110 §6.4.1 and §8.6: neither a body nor a length
+
+WORDS = {
+    400: "bad_request",
+    408: "request_timeout",
+    413: "content_too_large",
+    414: "uri_too_long",
+    417: "expectation_failed",
+    431: "header_fields_too_large",
+    501: "not_implemented",
+    503: "overloaded",
+    505: "http_version_not_supported",
+}
+
+
+class Limits(NamedTuple):
+    """What one client may cost: sizes in octets, times in seconds."""
+
+    line: int = 8_256  # request line: a target of 8 KiB (RFC 9112 §3 asks for 8,000), 64 around it
+    head: int = 16_384  # as Node; Apache takes 8 KiB a line, browsers with many cookies send 8 KiB
+    fields: int = 100  # as Apache and the standard library
+    body: int = 65_536  # two hundred times the largest login that makes sense
+    chunk_line: int = 256  # size and extensions; nobody is known to send extensions
+    extensions: int = 4_096  # all chunk extensions of a body together (CVE-2023-39326 had no bound)
+    idle: float = 75.0  # between requests, as nginx
+    idle_full: float = 5.0  # the same once nine tenths of the places are taken
+    head_time: float = 10.0  # from a request's first octet to the end of its head
+    body_time: float = 10.0  # from there to the end of the body: 64 KiB at 52 kbit/s
+    send_time: float = 30.0  # for the client to take what was answered
+    linger: float = 2.0  # after an early answer: reading on, so that the client can read it
+    stop: float = 8.0  # for answers in flight when the server stops, of the 10 that it has
+
+
+class Refused(Exception):
+    """A request that gets this answer and no other; the connection ends with it."""
+
+    def __init__(self, status: int, description: str) -> None:
+        super().__init__(description)
+        self.status = status
+        self.description = description
+
+    @property
+    def response(self) -> Response:
+        return error(self.status, WORDS[self.status], self.description)
+
+
+class Request:
+    """One request, read completely. `keep_alive` and `version` are about the connection."""
+
+    __slots__ = ("body", "client", "headers", "keep_alive", "method", "path", "query", "version")
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        query: str = "",
+        headers: dict[str, str] | None = None,
+        body: bytes = b"",
+        client: str = "127.0.0.1",
+        keep_alive: bool = True,
+        version: str = "1.1",
+    ) -> None:
+        self.method = method
+        self.path = path  # as sent: not percent-decoded, so one spelling reaches one route
+        self.query = query
+        self.headers = {} if headers is None else headers  # lower-case name -> value, latin-1
+        self.body = body
+        self.client = client
+        self.keep_alive = keep_alive
+        self.version = version
+
+
+class Response:
+    """One answer; not to be changed once made, since it remembers its own wire form.
+
+    `ValueError` for what could split the answer in two: CR, LF or NUL in a field, a field that the
+    server writes itself, or text that latin-1 cannot spell.
+    """
+
+    __slots__ = ("_front", "body", "headers", "status")
+
+    def __init__(
+        self, status: int, headers: Iterable[tuple[str, str]] = (), body: bytes = b""
+    ) -> None:
+        self.status = status
+        self.headers = tuple(headers)
+        self.body = b"" if status in BODILESS else body
+        self._front = b""
+        for name, value in self.headers:
+            if not FIELD_NAME.fullmatch(name) or name.lower() in SERVER_FIELDS:
+                raise ValueError(f"not a response field to set: {name!r}")
+            if UNSAFE.search(value):
+                raise ValueError(f"CR, LF or NUL in the value of {name}")
+            value.encode("latin-1")  # UnicodeEncodeError is a ValueError
+
+    def front(self) -> bytes:
+        """Everything before the value of `Date`, the one thing that differs between two copies."""
+        lines = [f"HTTP/1.1 {self.status} {phrase(self.status)}", f"Server: {PRODUCT}"]
+        lines += [f"{name}: {value}" for name, value in self.headers]
+        lines.append("X-Content-Type-Options: nosniff")
+        if self.status not in BODILESS:
+            lines.append(f"Content-Length: {len(self.body)}")
+        lines.append("Date: ")
+        self._front = "\r\n".join(lines).encode("latin-1")
+        return self._front
+
+    def wire(self, tail: bytes, head_only: bool = False) -> bytes:
+        """The octets to send; `tail` is the value of `Date`, later fields, and the blank line."""
+        front = self._front or self.front()
+        return front + tail if head_only else b"".join((front, tail, self.body))
+
+
+def phrase(status: int) -> str:
+    """The standard reason phrase, or none: clients are to ignore it anyway (RFC 9112 §4)."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return ""
+
+
+def json_response(status: int, document: Any, headers: Iterable[tuple[str, str]] = ()) -> Response:
+    """A compact JSON document; `document` is what `json.dumps` takes."""
+    body = json.dumps(document, separators=(",", ":")).encode()
+    return Response(status, [("Content-Type", "application/json"), *headers], body)
+
+
+def error(
+    status: int, word: str, description: str, headers: Iterable[tuple[str, str]] = ()
+) -> Response:
+    """A failure: a stable word for programs, a sentence for people that says what to do."""
+    return json_response(status, {"error": word, "error_description": description}, headers)
+
+
+class Head(NamedTuple):
+    """A request's head, understood. `length` is None for a chunked body."""
+
+    method: str
+    path: str
+    query: str
+    headers: dict[str, str]
+    length: int | None
+    keep_alive: bool
+    version: str
+
+
+class Parser:
+    """The requests in one connection's bytes: `feed` bytes, then ask for `next_request`.
+
+    While `next_request` returns None, what is buffered is one unfinished request, never larger
+    than the limits allow. After it raised, the connection is of no further use. A request without
+    a body may be the same object as the one before it: requests are read, never changed.
+    """
+
+    __slots__ = (
+        "_blank_line", "_body", "_buffer", "_chunk", "_client", "_extensions", "_fields", "_head",
+        "_last_block", "_last_request", "_limits", "_line", "_start", "_trailer",
+        "expects_continue",
+    )  # fmt: skip
+
+    def __init__(self, limits: Limits, client: str) -> None:
+        self._limits = limits
+        self._client = client
+        self._buffer = b""
+        self._start = 0  # where the unread part of the buffer begins
+        self._line = 0  # in a head or trailer: the first line not yet examined
+        self._blank_line = False  # whether the one that is forgiven before a request has come
+        self._fields = 0  # field lines examined so far
+        self._head: Head | None = None  # None until it is complete
+        self._body = bytearray()
+        self._chunk = 0  # octets of the current chunk still to come, with its CRLF
+        self._extensions = 0  # octets of chunk extensions so far
+        self._trailer = False  # whether the last chunk has come
+        self._last_block = b""
+        self._last_request: Request | None = None
+        self.expects_continue = False  # the client waits for a 100 before it sends the body
+
+    def feed(self, octets: bytes) -> None:
+        """Append what arrived."""
+        self._line -= self._start
+        self._buffer = self._buffer[self._start :] + octets
+        self._start = 0
+
+    @property
+    def unread(self) -> bool:
+        """Whether octets are left that no request has taken yet."""
+        return self._start < len(self._buffer)
+
+    @property
+    def in_body(self) -> bool:
+        """Whether a head is complete and its body is not."""
+        return self._head is not None
+
+    def next_request(self) -> Request | None:
+        """The next complete request; None until more octets come. Raises `Refused`."""
+        if self._head is None:
+            # A client on a kept connection sends the same octets again and again: same verdict.
+            if self._last_block and self._buffer.startswith(self._last_block, self._start):
+                self._advance(self._start + len(self._last_block))
+                return self._last_request
+            if not self._read_head():
+                return None
+        head = self._head
+        assert head is not None  # noqa: S101 - for the type checker: _read_head has set it
+        length = head.length
+        complete = self._read_chunked() if length is None else self._read_sized(length)
+        return self._take_request(head) if complete else None
+
+    def _take_request(self, head: Head) -> Request:
+        body = bytes(self._body)
+        self._head = None
+        self._body.clear()
+        self.expects_continue = False
+        keep_alive, version = head.keep_alive, head.version
+        self._last_request = request = Request(
+            head.method,
+            head.path,
+            head.query,
+            head.headers,
+            body,
+            self._client,
+            keep_alive,
+            version,
+        )
+        return request
+
+    def _advance(self, position: int) -> None:
+        self._start = self._line = position
+        self._fields = 0
+
+    # --- the head
+
+    def _read_head(self) -> bool:
+        if not self._skip_blank_line():
+            return False
+        match = self._match_head() if self._line == self._start else None
+        if match is None:
+            if not (self._examine_start() and self._examine_fields()):
+                return False
+            match = HEAD.fullmatch(self._buffer, self._start, self._line)
+        if match is None:  # line by line and as a whole the grammar is the same
+            raise AssertionError("a head that both passes and fails")
+        self._accept_head(match)
+        return True
+
+    def _skip_blank_line(self) -> bool:
+        # RFC 9112 §2.2: one CRLF before a request is forgiven; old clients end a body with it.
+        if not self._blank_line and self._buffer.startswith(b"\r", self._start):
+            if self._buffer.startswith(b"\r\n", self._start):
+                self._blank_line = True
+                self._advance(self._start + 2)
+            elif len(self._buffer) == self._start + 1:
+                return False
+        return True
+
+    def _match_head(self) -> re.Match[bytes] | None:
+        """The whole head at once, as it nearly always comes; None to look at it line by line."""
+        limits = self._limits
+        end = self._buffer.find(b"\r\n\r\n", self._start) + 4
+        if end < 4 or end - self._start > limits.head:
+            return None
+        match = HEAD.fullmatch(self._buffer, self._start, end)
+        if match is None or match.start(4) - self._start > limits.line:
+            return None
+        return match if match[4].count(b"\n") <= limits.fields else None
+
+    def _examine_start(self) -> bool:
+        """Judge the request line, or what there is of it; False until it is complete."""
+        if self._line > self._start:
+            return True
+        end = self._buffer.find(b"\n", self._start) + 1
+        line = self._buffer[self._start : end or len(self._buffer)]
+        if not line:
+            return False
+        if LONG_METHOD.match(line):  # RFC 9112 §3
+            raise Refused(501, "No method here is longer than 32 letters.")
+        if not METHOD.match(line):
+            raise Refused(400, "This is not an HTTP/1.1 request (is it TLS on a plain port?).")
+        if len(line) > self._limits.line:
+            raise Refused(414, "Send a shorter request target.")
+        if not end:
+            return False
+        match = START_LINE.fullmatch(line)
+        if match is None:
+            raise Refused(400, "Send a request line of the form: METHOD target HTTP/1.1")
+        if match[3] != b"1":
+            raise Refused(505, "Speak HTTP/1.1.")
+        self._line = end
+        return True
+
+    def _examine_fields(self) -> bool:
+        """Judge every line up to the blank one; False until that has come."""
+        while True:
+            end = self._buffer.find(b"\n", self._line) + 1
+            if (end or len(self._buffer)) - self._start > self._limits.head:
+                raise Refused(431, "Send fewer or shorter header fields.")
+            if not end:
+                return False
+            line = self._buffer[self._line : end]
+            self._line = end
+            if line == b"\r\n":
+                return True
+            if not FIELD_LINE.fullmatch(line):
+                raise Refused(400, "Send header fields of the form: Name: value, ended by CRLF.")
+            self._fields += 1
+            if self._fields > self._limits.fields:
+                raise Refused(431, f"Send at most {self._limits.fields} header fields.")
+
+    def _accept_head(self, match: re.Match[bytes]) -> None:
+        head = read_head(match, self._limits)
+        self._blank_line = False
+        self._advance(match.end())
+        self._head = head
+        self._chunk = self._extensions = 0
+        self._trailer = False
+        self._last_block = b""
+        # At most 1 KiB a connection, and never credentials: they are not kept longer than needed.
+        if head.length == 0 and len(match[0]) <= 1024 and "authorization" not in head.headers:
+            self._last_block = match[0]
+        self.expects_continue = "expect" in head.headers and head.length != 0 and not self.unread
+
+    # --- the body
+
+    def _read_sized(self, length: int) -> bool:
+        part = self._buffer[self._start : self._start + length - len(self._body)]
+        self._body += part
+        self._advance(self._start + len(part))
+        return len(self._body) == length
+
+    def _read_chunked(self) -> bool:
+        """RFC 9112 §7.1: decode what is there; True at the end of the trailer section."""
+        while not self._trailer:
+            if not (self._read_chunk_data() and self._read_chunk_line()):
+                return False
+        if not self._examine_fields():
+            return False
+        self._advance(self._line)  # RFC 9110 §6.5.1: trailers that nobody understands are dropped
+        return True
+
+    def _read_chunk_line(self) -> bool:
+        end = self._buffer.find(b"\n", self._start) + 1
+        line = self._buffer[self._start : end or len(self._buffer)]
+        if len(line) > self._limits.chunk_line:
+            raise Refused(400, "Send chunk sizes without long extensions.")
+        if not end:
+            return False
+        match = CHUNK_LINE.fullmatch(line)
+        if match is None:
+            raise Refused(400, "Send each chunk as: hexadecimal size CRLF data CRLF.")
+        self._advance(end)
+        self._extensions += len(match[2] or b"")
+        size = int(match[1], 16)
+        if len(self._body) + size > self._limits.body or self._extensions > self._limits.extensions:
+            raise too_large(self._limits)
+        self._chunk = size + 2 if size else 0
+        self._trailer = size == 0
+        return True
+
+    def _read_chunk_data(self) -> bool:
+        """The rest of a chunk and of the CRLF behind it; True if nothing is missing."""
+        if not self._chunk:
+            return True
+        part = self._buffer[self._start : self._start + self._chunk]
+        data = part[: max(0, self._chunk - 2)]
+        ending = b"\r\n"[-self._chunk :] if self._chunk < 2 else b"\r\n"
+        if not ending.startswith(part[len(data) :]):
+            raise Refused(400, "End each chunk with CRLF.")
+        self._body += data
+        self._chunk -= len(part)
+        self._advance(self._start + len(part))
+        return self._chunk == 0
+
+
+def read_head(match: re.Match[bytes], limits: Limits) -> Head:
+    """What a well-formed head means; raises `Refused` where it means nothing or two things."""
+    method = match[1].decode("ascii")
+    version = "1.0" if match[3] == b"0" else "1.1"  # RFC 9110 §2.5: 1.2 would be read as 1.1
+    headers = read_fields(match[4].decode("latin-1"))
+    path, query = read_target(method, match[2].decode("ascii"), headers)
+    check_host(headers, version)
+    length = body_length(headers, version, limits)
+    check_expect(headers, version)
+    return Head(method, path, query, headers, length, keeps_alive(headers, version), version)
+
+
+def read_fields(text: str) -> dict[str, str]:
+    """Field lines as a mapping; RFC 9110 §5.3: repeated list fields are one field."""
+    headers: dict[str, str] = {}
+    for line in text.split("\r\n")[:-1]:
+        name, _, value = line.partition(":")
+        name, value = name.lower(), value.strip(" \t")
+        if name in headers:
+            if name in SINGLETONS:
+                raise Refused(400, f"Send {name} once.")
+            value = f"{headers[name]}, {value}"
+        headers[name] = value
+    return headers
+
+
+def read_target(method: str, target: str, headers: dict[str, str]) -> tuple[str, str]:
+    """RFC 9112 §3.2: path and query; an absolute target's authority overrides `Host`."""
+    if method == "CONNECT":
+        raise Refused(501, "This server is not a proxy.")
+    if not target.startswith("/") and not (target == "*" and method == "OPTIONS"):
+        match = ABSOLUTE.fullmatch(target)
+        if match is None:
+            raise Refused(400, "Send a request target that begins with a slash.")
+        headers.setdefault("host", match[1])
+        check_host(headers, "1.1")
+        headers["host"] = match[1]
+        target = match[2] or "/"
+        if target.startswith("?"):
+            target = "/" + target
+    if "#" in target:
+        raise Refused(400, "A fragment is the client's: send the target without it.")
+    path, _, query = target.partition("?")
+    return path, query
+
+
+def check_host(headers: dict[str, str], version: str) -> None:
+    """RFC 9112 §3.2: HTTP/1.1 without `Host`, or with one that is none, is refused."""
+    host = headers.get("host")
+    if host is None:
+        if version != "1.0":
+            raise Refused(400, "Send a Host header field.")
+    elif not HOST.fullmatch(host):
+        raise Refused(400, "Send a Host header field of the form: name or name:port")
+
+
+def body_length(headers: dict[str, str], version: str, limits: Limits) -> int | None:
+    """RFC 9112 §6.3: the length, or None for a chunked body. Anything doubtful is refused."""
+    coding, length = headers.get("transfer-encoding"), headers.get("content-length")
+    if coding is not None:
+        if length is not None:
+            raise Refused(400, "Send Content-Length or Transfer-Encoding, not both.")
+        if version == "1.0":
+            raise Refused(400, "HTTP/1.0 knows no Transfer-Encoding.")
+        if coding.lower() != "chunked":
+            raise Refused(501, "The only transfer coding here is: chunked")
+        return None
+    if length is None:
+        return 0
+    if not LENGTH.fullmatch(length):
+        raise Refused(400, "Send Content-Length as a plain decimal number.")
+    if len(length) > 9 or int(length) > limits.body:  # 9: so that int() reads no thousand digits
+        raise too_large(limits)
+    return int(length)
+
+
+def check_expect(headers: dict[str, str], version: str) -> None:
+    """RFC 9110 §10.1.1: one expectation is known; HTTP/1.0 has none."""
+    if version == "1.0":
+        headers.pop("expect", None)
+    elif headers.get("expect", "100-continue").lower() != "100-continue":
+        raise Refused(417, "The only expectation here is: 100-continue")
+
+
+def keeps_alive(headers: dict[str, str], version: str) -> bool:
+    """RFC 9112 §9.3: HTTP/1.1 goes on unless it says close, HTTP/1.0 only if it asks to."""
+    options = [option.strip() for option in headers.get("connection", "").lower().split(",")]
+    return "close" not in options and (version != "1.0" or "keep-alive" in options)
+
+
+def too_large(limits: Limits) -> Refused:
+    return Refused(413, f"Send a body of at most {limits.body} octets.")

@@ -1,0 +1,709 @@
+"""HTTP/1.1 on one selector loop: sockets in, sockets out, a worker pool for what takes long.
+
+             +--------------------------- loop (one thread) ---------------------------+
+    client --+-> Handler.ready --> Parser --> Handler.route --> Response --> one send --+--> client
+             |                                    |                ^                    |
+             +------------------------------------|----------------|--------------------+
+                                                Later --> Workers -+   (threads; 503 when full)
+
+A connection is a `Handler`, a `BaseHTTPRequestHandler` whose reading and parsing are replaced: the
+standard one blocks a thread for each client and takes bytes with two readings (see http1.py). An
+idle or slow client costs one object here, never a thread.
+
+Rules of this file:
+- Nothing that can block runs on the loop: `route` returns at once, with a `Response` or a `Later`.
+- Only the loop touches sockets, handlers and counters. A worker hands its answer over in a deque
+  and wakes the loop through a socket pair; there is no lock.
+- A connection has one phase and one deadline. Answers leave in the order of the requests: while a
+  `Later` runs or an answer waits to be taken, its connection parses and reads nothing more. So
+  what a connection can hold is bounded: one read, one request, 64 KiB of answers and one more.
+- A failure costs one connection, or one answer; never the loop.
+
+It leaves out: HTTP/2, streaming answers, renegotiation, and signals (the caller's: see `stop`).
+"""
+
+from __future__ import annotations
+
+import errno
+import selectors
+import socket
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from contextlib import suppress
+from email.utils import formatdate
+from functools import partial
+from http.server import BaseHTTPRequestHandler
+from math import inf
+from queue import SimpleQueue
+from typing import Any, NamedTuple, Union
+
+from http1 import Limits, Parser, Refused, Request, Response, error, json_response
+from linelog import ACCESS_LOGS, LineLog, printable, where
+from transport import (
+    Connection,
+    TLSConnection,
+    client_of,
+    descriptor_room,
+    listen,
+    share_of,
+    tls_context,
+    unlisten,
+    url_of,
+)
+
+__all__ = [
+    "Handler", "Later", "Limits", "LineLog", "Request", "Response", "Server", "error",
+    "json_response",
+]  # fmt: skip
+
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+RECEIVE = (
+    65_536  # octets a read; no TLS record is longer, so none is left half-read (RFC 8446 §5.1)
+)
+HIGH_WATER = 65_536  # octets of answers before a pipelining client has to take some
+ACCEPTS = 64  # connections taken in a row, before those that are open have their turn
+ACCEPT_PAUSE = 0.1  # seconds without accepting once the process is out of descriptors
+COMPLAIN_EVERY = 10.0  # seconds between two lines about that
+NEWCOMER_GRACE = 1.0  # seconds for a connection that has sent nothing yet when the server stops
+CROWDED = 0.9  # of the places taken: then who rests is asked to leave earlier
+OUT_OF_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+# Phases of a connection, each with its deadline; from WORK on, nothing is parsed.
+IDLE, HEAD, BODY, WORK, SEND, LINGER = range(6)
+
+FULL = error(503, "overloaded", "The server is full. Try again later.", [("Retry-After", "1")])
+BUSY = error(503, "overloaded", "The server is busy. Try again later.", [("Retry-After", "1")])
+FAILED = error(500, "server_error", "The server failed. The operator's log says where.")
+LIMITS = Limits()
+LATE = Refused(408, "Send the whole request sooner.")
+
+
+class Later:
+    """An answer that takes time; calling it gives the `Response`. Only workers call it."""
+
+    __slots__ = ("_arguments", "_function")
+
+    def __init__(self, function: Callable[..., Response], *arguments: Any) -> None:
+        self._function = function
+        self._arguments = arguments
+
+    def __call__(self) -> Response:
+        return self._function(*self._arguments)
+
+
+Answer = Union[Response, Later]
+
+
+class Stats:
+    """Counters for the operator; written by the loop alone."""
+
+    def __init__(self) -> None:
+        self.connections_open = 0
+        self.connections_accepted = 0
+        self.requests: Counter[int] = Counter()  # status -> answers
+        self.queue_depth = 0  # answers that wait for a worker
+        self.rejected_full = 0  # connections: every place is taken
+        self.rejected_client = 0  # connections: the address has its share
+        self.rejected_busy = 0  # requests: the queue for the workers is full
+        self.timeouts = 0  # requests that did not arrive in time, answers not taken in time
+        self.failures = 0  # exceptions that became a 500
+        self.log_lines_dropped = 0
+
+
+class Job(NamedTuple):
+    """A `Later` on its way through the workers, and where its answer goes."""
+
+    handler: Handler
+    request: Request
+    later: Later
+    started: float
+
+
+class Workers:
+    """Threads that run `Later`s, made when they are first needed, and a bounded queue before them.
+
+    Every method is for the loop alone; `finished` is called by the threads.
+    """
+
+    def __init__(
+        self,
+        threads: int,
+        queue_limit: int,
+        finished: Callable[[Job, Response | BaseException], None],
+    ) -> None:
+        self._most = threads
+        self._limit = threads + queue_limit
+        self._finished = finished
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._unfinished = 0
+
+    @property
+    def queued(self) -> int:
+        return max(0, self._unfinished - len(self._threads))
+
+    def submit(self, job: Job) -> bool:
+        """Whether there is room for it."""
+        if self._unfinished >= self._limit:
+            return False
+        if self._unfinished >= len(self._threads) < self._most and not self._add_thread():
+            return False
+        self._unfinished += 1
+        self._jobs.put(job)
+        return True
+
+    def collect(self) -> None:
+        """To be called once for each job that `finished` was called for."""
+        self._unfinished -= 1
+
+    def stop(self, timeout: float) -> None:
+        """Let the threads end what they do; those that do not are daemons."""
+        until = time.monotonic() + timeout
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        self._threads = []
+
+    def _add_thread(self) -> bool:
+        """False if there is none at all."""
+        thread = threading.Thread(target=self._run, name="worker", daemon=True)
+        try:
+            thread.start()
+            self._threads.append(thread)
+        except RuntimeError:  # the system has no more; those that we have go on
+            pass
+        return bool(self._threads)
+
+    def _run(self) -> None:
+        for job in iter(self._jobs.get, None):
+            outcome: Response | BaseException
+            try:
+                outcome = job.later()
+                outcome.front()  # here rather than on the loop
+            except BaseException as failure:
+                outcome = failure
+            self._finished(job, outcome)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection. A subclass says what it answers, in `route`."""
+
+    server: Server  # type: ignore[assignment]  # the base class expects a socketserver
+
+    def __init__(self, connection: Connection, client: str, server: Server) -> None:
+        # Not the base class's: that one reads and answers before it returns.
+        self.connection = connection
+        self.client = client
+        self.server = server
+        self.parser = Parser(server.limits, client)
+        self.output = b""  # answered, but not taken by the client yet
+        self.busy = False  # a Later is running
+        self.close_connection = False  # once the output is taken
+        self.refused = False  # the client may still be sending what nobody will read
+        self.served = False
+        self.more = False  # there may be complete requests that have not been answered
+        self.interest = 0  # what the selector watches for
+        self.enter(IDLE)
+
+    def route(self, request: Request) -> Answer:
+        """The answer to a request; for HEAD the same as for GET, its body is not sent."""
+        raise NotImplementedError
+
+    def log_client(self, request: Request) -> str:
+        """Who stands in the access log; for a subclass that knows the proxies."""
+        return request.client
+
+    # --- events: called by the loop
+
+    def begin(self) -> None:
+        """The connection is new; often the request has come with it."""
+        self.ready()
+        if self.interest == 0 and self.phase < WORK:
+            self.watch(READ)
+
+    def resume(self) -> None:
+        """There may be requests that were read but not answered."""
+        if self.interest >= 0 and self.phase < WORK:
+            self.advance([])
+
+    def ready(self) -> None:
+        """The socket can be read, or written if that is what was waited for."""
+        if self.phase >= WORK:
+            self.ready_while_not_reading()
+            return
+        try:
+            octets = self.connection.recv(RECEIVE)
+        except BlockingIOError:
+            return
+        except Refused as refused:  # not the TLS that this port speaks
+            self.transmit([self.refuse(refused)])
+            return
+        except OSError:
+            octets = b""
+        if octets:
+            self.parser.feed(octets)
+            self.advance([])
+        else:
+            self.close()
+
+    def ready_while_not_reading(self) -> None:
+        if self.phase == SEND:
+            self.transmit([])
+        elif self.phase == LINGER:
+            self.drain()
+        else:  # WORK: what the client sends can wait; the kernel holds it, and then the client
+            self.watch(0)
+
+    def complete(self, request: Request, outcome: Response | BaseException, started: float) -> None:
+        """A Later has run."""
+        if self.interest < 0:  # the client has left
+            return
+        self.busy = False
+        response = self.fail(request, outcome) if isinstance(outcome, BaseException) else outcome
+        self.advance([self.wire(request, response, started)])
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        if self.phase != IDLE:
+            self.server.stats.timeouts += 1
+        if self.phase in (HEAD, BODY):
+            self.transmit([self.refuse(LATE)])
+        else:
+            self.close()
+
+    # --- requests to answers
+
+    def advance(self, answers: list[bytes]) -> None:
+        """Answer what is complete, in order, in one write; `answers` are those already made."""
+        size = 0
+        self.more = False
+        while not (self.output or self.busy or self.close_connection):
+            if size >= HIGH_WATER:
+                self.more = True
+                break
+            try:
+                request = self.parser.next_request()
+            except Refused as refused:
+                answers.append(self.refuse(refused))
+                break
+            if request is None:
+                if self.parser.expects_continue:
+                    self.parser.expects_continue = False
+                    answers.append(CONTINUE)
+                break
+            answer = self.answer(request)
+            answers.append(answer)
+            size += len(answer)
+        self.transmit(answers)
+
+    def answer(self, request: Request) -> bytes:
+        """The answer's octets; none yet if it comes later."""
+        self.phase = IDLE
+        self.served = True
+        started = self.server.now
+        try:
+            answer = self.route(request)
+        except Exception as failure:
+            answer = self.fail(request, failure)
+        if isinstance(answer, Later):
+            if self.server.submit(Job(self, request, answer, started)):
+                self.busy = True
+                return b""
+            self.server.stats.rejected_busy += 1
+            answer = BUSY
+        return self.wire(request, answer, started)
+
+    def wire(self, request: Request, response: Response, started: float) -> bytes:
+        server = self.server
+        server.stats.requests[response.status] += 1
+        if server.access is not None:
+            server.note(self.log_client(request), request, response, started)
+        if not request.keep_alive or server.stopping:
+            self.close_connection = True
+            tail = server.tail_close
+        else:
+            tail = server.tail if request.version != "1.0" else server.tail_keep_alive
+        return response.wire(tail, request.method == "HEAD")
+
+    def refuse(self, refused: Refused) -> bytes:
+        """The answer to what is no request. Nothing behind it can be trusted to be one."""
+        self.refused = self.close_connection = True
+        response = refused.response
+        self.server.stats.requests[response.status] += 1
+        if self.server.access is not None:
+            unread = Request("-", "-", client=self.client)
+            self.server.note(self.client, unread, response, self.server.now)
+        return response.wire(self.server.tail_close)
+
+    def fail(self, request: Request, failure: BaseException) -> Response:
+        self.server.stats.failures += 1
+        self.server.log(f"error: {request.method} {printable(request.path)}: {where(failure)}")
+        return BUSY if isinstance(failure, MemoryError) else FAILED
+
+    # --- octets out, and what comes then
+
+    def transmit(self, answers: list[bytes]) -> None:
+        """Send what there is; wait for the client to take the rest."""
+        octets = self.output + b"".join(answers) if self.output else b"".join(answers)
+        if octets:
+            try:
+                sent = self.connection.send(octets)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self.close()
+                return
+            self.output = octets[sent:]
+        self.settle()
+
+    def settle(self) -> None:
+        """Choose the phase: what this connection waits for now, and until when."""
+        if self.output:
+            if self.phase != SEND:
+                self.enter(SEND)
+            self.watch(WRITE)
+            return
+        if self.close_connection:
+            self.leave()
+            return
+        phase = IDLE
+        if self.busy:
+            phase = WORK
+        elif self.more or self.phase == SEND:
+            self.server.resume(self)  # on the next turn: the others have waited
+        elif self.parser.in_body:
+            phase = BODY
+        elif self.parser.unread:
+            phase = HEAD
+        if phase != self.phase or phase == IDLE:  # a request's deadline does not move
+            self.enter(phase)
+        if phase != WORK:
+            self.watch(READ)
+
+    def enter(self, phase: int) -> None:
+        self.phase = phase
+        self.deadline = self.server.now + self.server.times[phase]
+
+    def watch(self, events: int) -> None:
+        if events != self.interest:
+            self.server.watch(self, events)
+            self.interest = events
+
+    def leave(self) -> None:
+        """Close, but not while the client is still sending: a reset would destroy the answer."""
+        if not (self.refused or self.parser.unread):
+            self.close()
+            return
+        try:
+            self.connection.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.close()
+            return
+        self.enter(LINGER)
+        self.watch(READ)
+
+    def drain(self) -> None:
+        try:
+            if self.connection.recv(RECEIVE):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self.close()
+
+    def close(self) -> None:
+        if self.interest >= 0:
+            self.watch(0)
+            self.interest = -1
+            self.server.forget(self)
+            self.connection.close()
+
+
+class Server:
+    """The loop, its listening socket, and the workers. Binds and listens at once; see `url`.
+
+    `log` takes lines (several at once are joined by line ends) and must neither block nor raise.
+    `on_turn` is called once per turn of the loop in which a socket is ready, before any request is
+    routed. `host` may be a name, an address, `::` for both families, or `unix:/path`.
+    """
+
+    app: Any = None  # for the handlers, which find it as self.server.app
+
+    def __init__(
+        self,
+        handler_class: type[Handler],
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8080,
+        workers: int = 64,  # most wait: for a core to hash on, or for the disk
+        queue_limit: int = 256,  # at 100 logins a second, the last in the queue waits 2.6 s
+        max_connections: int = 10_000,
+        max_per_client: int = 2_000,  # a campus behind one address; a fifth of the places
+        limits: Limits = LIMITS,
+        tls: tuple[str, str] | None = None,  # certificate chain, private key: PEM files
+        access_log: str = "text",
+        log: Callable[[str], None] | None = None,
+        on_turn: Callable[[], None] | None = None,
+    ) -> None:
+        self.limits = limits
+        self.log = log or LineLog().write
+        self._line_log = getattr(self.log, "__self__", None)  # its counter is one of the stats
+        self._stamp_format, self.access = ACCESS_LOGS[access_log]
+        self.stats = Stats()
+        self.stopping = False
+        self._handler_class = handler_class
+        self._on_turn = on_turn
+        self._tls_files = tls
+        self._tls = tls_context(*tls) if tls else None
+        self._listener = listen(host, port)
+        self.url = url_of(self._listener, host, tls is not None)
+        self._max_connections = min(max_connections, descriptor_room(max_connections))
+        self._max_per_client = max_per_client
+        self._per_client: Counter[str] = Counter()
+        self._connections: set[Handler] = set()
+        self._selector = selectors.DefaultSelector()
+        self._wakeup, self._waker = socket.socketpair()
+        self._wakeup.setblocking(False)
+        self._waker.setblocking(False)
+        self._woken = False  # whether a wake-up is on its way: one is enough for many answers
+        self._finished: deque[tuple[Job, Response | BaseException]] = deque()
+        self._workers = Workers(workers, queue_limit, self._worker_finished)
+        self._unfinished: list[Handler] = []  # have requests to answer without reading
+        self._lines: list[str] = []  # of the access log, in this turn
+        self._stop = False
+        self._stop_at = 0.0
+        self._closed = False
+        self.times = (
+            limits.idle, limits.head_time, limits.body_time, inf, limits.send_time, limits.linger,
+        )  # fmt: skip
+        self._sweep_every = max(0.01, min(1.0, min(self.times) / 4))  # of the shortest, a quarter
+        self._second = -1
+        self._set_clock()
+        self._next_sweep = self.now + self._sweep_every
+        self._accept_at: float | None = None  # when to accept again, if out of descriptors
+        self._complained_at = -inf
+
+    def serve_forever(self) -> None:
+        """Run the loop in this thread until `stop`; then everything is closed."""
+        self._selector.register(self._listener, READ, self._accept)
+        self._selector.register(self._wakeup, READ, self._collect)
+        try:
+            while not self._stop:
+                self._turn()
+            self._begin_to_stop()
+            while self._connections and self.now < self._stop_at:
+                self._turn()
+        finally:
+            for handler in list(self._connections):
+                handler.close()
+            self._workers.stop(max(0.0, self._stop_at - self.now))
+            self.close()
+
+    def stop(self) -> None:
+        """End gracefully: answer what has come, then return from `serve_forever`.
+
+        For any thread and for signal handlers; returns at once.
+        """
+        self._stop = True
+        self._wake()
+
+    def close(self) -> None:
+        """Free the address. For a server that never ran; one that ran has done it."""
+        if not self._closed:
+            self._closed = True
+            unlisten(self._listener)
+            self._selector.close()
+            self._wakeup.close()
+            self._waker.close()
+
+    def reload_tls(self) -> None:
+        """Read the certificate and key again, for connections to come; raises what `ssl` raises."""
+        if self._tls_files:
+            self._tls = tls_context(*self._tls_files)
+
+    # --- one turn of the loop
+
+    def _turn(self) -> None:
+        wait = 0.0 if self._unfinished else max(0.0, self._next_sweep - self.now)
+        events = self._selector.select(wait)
+        self._set_clock()
+        if self._on_turn is not None and (events or self._unfinished):
+            self._guard(self._on_turn)
+        unfinished, self._unfinished = self._unfinished, []
+        for handler in unfinished:
+            self._guard(handler.resume)
+        for key, _ in events:
+            self._guard(key.data)
+        if self.now >= self._next_sweep:
+            self._sweep()
+        if self._lines:
+            self.log("\n".join(self._lines))
+            self._lines = []
+
+    def _guard(self, react: Callable[[], None]) -> None:
+        """A defect costs one connection, never the loop."""
+        try:
+            react()
+        except Exception as failure:
+            self.log(f"error: {where(failure)}")
+            owner = getattr(getattr(react, "func", react), "__self__", None)
+            if isinstance(owner, Handler):
+                owner.close()
+
+    def _set_clock(self) -> None:
+        """The time of this turn, and what is spelled anew once a second."""
+        self.now = time.monotonic()
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
+            date = formatdate(second, usegmt=True).encode()  # RFC 9110 §5.6.7
+            self.tail = date + b"\r\n\r\n"
+            self.tail_close = date + b"\r\nConnection: close\r\n\r\n"
+            self.tail_keep_alive = date + b"\r\nConnection: keep-alive\r\n\r\n"
+            self._stamp = time.strftime(self._stamp_format, time.gmtime(second))
+
+    def _sweep(self) -> None:
+        """Let the connections go whose deadline has passed: a pass a second, not a timer each."""
+        self._next_sweep = self.now + self._sweep_every
+        crowded = len(self._connections) >= CROWDED * self._max_connections
+        early = self.now + self.limits.idle - self.limits.idle_full if crowded else self.now
+        for handler in list(self._connections):
+            if handler.deadline <= (early if handler.phase == IDLE else self.now):
+                self._guard(handler.expire)
+        if self._accept_at is not None and self._accept_at <= self.now:
+            self._accept_at = None
+            self._selector.register(self._listener, READ, self._accept)
+        if isinstance(self._line_log, LineLog):
+            self.stats.log_lines_dropped = self._line_log.dropped
+
+    # --- connections
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTS):
+            try:
+                raw, address = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as failure:
+                if failure.errno in OUT_OF_ROOM:
+                    self._pause_accepting(failure)
+                    return
+                continue  # the client left before it was looked at
+            raw.setblocking(False)
+            self._admit(raw, client_of(address))
+
+    def _admit(self, raw: socket.socket, client: str) -> None:
+        share = share_of(client)
+        if len(self._connections) >= self._max_connections:
+            self.stats.rejected_full += 1
+            self._turn_away(raw)
+        elif self._per_client[share] >= self._max_per_client and client != "unix":
+            self.stats.rejected_client += 1
+            self._turn_away(raw)
+        else:
+            connection = raw if self._tls is None else TLSConnection(raw, self._tls)
+            handler = self._handler_class(connection, client, self)
+            self._connections.add(handler)
+            self._per_client[share] += 1
+            self.stats.connections_accepted += 1
+            self.stats.connections_open += 1
+            self._guard(handler.begin)
+
+    def _turn_away(self, raw: socket.socket) -> None:
+        """As good an answer as can be given without keeping the connection."""
+        with suppress(OSError):
+            raw.recv(RECEIVE)  # what is unread would reset the connection, and with it the answer
+        if self._tls is None:
+            with suppress(OSError):
+                raw.send(FULL.wire(self.tail_close))
+        raw.close()
+
+    def _pause_accepting(self, failure: OSError) -> None:
+        """Out of descriptors: accepting again at once would fail again at once."""
+        self._selector.unregister(self._listener)
+        self._accept_at = self.now + ACCEPT_PAUSE
+        self._next_sweep = min(self._next_sweep, self._accept_at)
+        if self.now - self._complained_at > COMPLAIN_EVERY:
+            self._complained_at = self.now
+            self.log(f"warning: no more connections for now: {failure.strerror}")
+
+    def watch(self, handler: Handler, events: int) -> None:
+        """Report these events of a handler's connection, 0 for none."""
+        if handler.interest == 0:
+            self._selector.register(handler.connection, events, handler.ready)
+        elif events == 0:
+            self._selector.unregister(handler.connection)
+        else:
+            self._selector.modify(handler.connection, events, handler.ready)
+
+    def resume(self, handler: Handler) -> None:
+        """Let a handler go on in the next turn, without an event."""
+        self._unfinished.append(handler)
+
+    def forget(self, handler: Handler) -> None:
+        """It is closed."""
+        self._connections.discard(handler)
+        self.stats.connections_open -= 1
+        share = share_of(handler.client)
+        self._per_client[share] -= 1
+        if not self._per_client[share]:
+            del self._per_client[share]
+
+    def note(self, client: str, request: Request, response: Response, started: float) -> None:
+        """A line for the access log; the lines of a turn are written together."""
+        if self.access is not None:
+            seconds = time.monotonic() - started
+            self._lines.append(self.access(self._stamp, client, request, response, seconds))
+
+    # --- answers that come later
+
+    def submit(self, job: Job) -> bool:
+        """Whether the workers have room for it."""
+        accepted = self._workers.submit(job)
+        self.stats.queue_depth = self._workers.queued
+        return accepted
+
+    def _worker_finished(self, job: Job, outcome: Response | BaseException) -> None:
+        self._finished.append((job, outcome))
+        self._wake()
+
+    def _wake(self) -> None:
+        if not self._woken:
+            self._woken = True
+            with suppress(OSError):  # full: the loop wakes anyway; closed: it has ended
+                self._waker.send(b"\0")
+
+    def _collect(self) -> None:
+        with suppress(OSError):
+            self._wakeup.recv(RECEIVE)
+        self._woken = False  # before the deque is read: what comes later wakes again
+        while self._finished:
+            job, outcome = self._finished.popleft()
+            self._workers.collect()
+            self._guard(partial(job.handler.complete, job.request, outcome, job.started))
+        self.stats.queue_depth = self._workers.queued
+
+    # --- the end
+
+    def _begin_to_stop(self) -> None:
+        """No new connections; those at rest go, the others have until `limits.stop`."""
+        self._accept()  # whoever has connected already is served
+        self._stop_listening()
+        self.stopping = True
+        self._stop_at = self.now + self.limits.stop
+        self._sweep_every = min(self._sweep_every, 0.1)
+        for handler in list(self._connections):
+            if handler.phase == IDLE:
+                handler.deadline = self.now + (0.0 if handler.served else NEWCOMER_GRACE)
+        self._sweep()
+
+    def _stop_listening(self) -> None:
+        if self._accept_at is None:
+            self._selector.unregister(self._listener)
+        self._accept_at = None
+        unlisten(self._listener)

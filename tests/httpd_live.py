@@ -1,0 +1,178 @@
+"""What the tests of the HTTP server share: a server that runs, and a client that sends bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from httpd import Handler, Later, Request, Response, Server
+
+ANSWER = Response(200, [("Content-Type", "text/plain")], b"hello")
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+LAST = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+
+
+class Routes(Handler):
+    """Answers by path: /echo the body, /later from a worker, /big a lot."""
+
+    def route(self, request: Request) -> Response | Later:
+        server: Any = self.server
+        server.seen.append(request)
+        if request.path == "/echo":
+            return Response(200, (), request.body)
+        if request.path == "/later":
+            return Later(server.work, request)
+        if request.path == "/big":
+            return Response(200, (), b"x" * 1_000_000)
+        if request.path == "/defect":
+            raise ZeroDivisionError("secret")
+        return ANSWER
+
+
+class LiveServer(Server):
+    """A server on a free port, in a thread; its lines and its requests are kept."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.lines: list[str] = []
+        self.seen: list[Request] = []
+        self.work: Callable[[Request], Response] = lambda request: Response(200, (), b"worked")
+        settings.setdefault("port", 0)
+        settings.setdefault("log", self.lines.append)
+        super().__init__(settings.pop("handler", Routes), **settings)
+        self.thread = threading.Thread(target=self.serve_forever)
+
+    def __enter__(self) -> LiveServer:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self.thread.join(15)
+        assert not self.thread.is_alive(), "the server did not stop"
+
+    def hold(self) -> threading.Event:
+        """Let every worker wait until this event is set."""
+        gate = threading.Event()
+
+        def work(request: Request) -> Response:
+            gate.wait(10)
+            return ANSWER
+
+        self.work = work
+        return gate
+
+    def take(self, seconds: float) -> None:
+        """Let every answer from a worker take so long."""
+
+        def work(request: Request) -> Response:
+            time.sleep(seconds)
+            return ANSWER
+
+        self.work = work
+
+    def connect(self) -> Client:
+        if self.url.startswith("unix:"):
+            connection = socket.socket(socket.AF_UNIX)
+            connection.connect(self.url[len("unix:") :])
+        else:
+            host, _, port = self.url.split("//")[1].rpartition(":")
+            connection = socket.create_connection((host.strip("[]"), int(port)))
+        return Client(connection)
+
+    def ask(self, octets: bytes) -> bytes:
+        """All that the server says to this, until it closes."""
+        with self.connect() as client:
+            client.send(octets)
+            return client.rest()
+
+
+class Client:
+    """A client that says exactly what the test says."""
+
+    def __init__(self, connection: socket.socket, timeout: float = 5.0) -> None:
+        self.connection = connection
+        connection.settimeout(timeout)
+        self.buffer = b""
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.connection.close()
+
+    def send(self, octets: bytes) -> None:
+        self.connection.sendall(octets)
+
+    def rest(self) -> bytes:
+        """What comes until the end of the connection."""
+        octets, self.buffer = self.buffer, b""
+        with contextlib.suppress(ConnectionResetError):
+            while part := self.connection.recv(65_536):
+                octets += part
+        return octets
+
+    def answer(self, head_only: bool = False) -> Answer:
+        """The next answer, read by its length."""
+        while b"\r\n\r\n" not in self.buffer:
+            self._more()
+        head, _, self.buffer = self.buffer.partition(b"\r\n\r\n")
+        answer = Answer(head)
+        length = 0 if head_only else int(answer.headers.get("content-length", "0"))
+        while len(self.buffer) < length:
+            self._more()
+        answer.body, self.buffer = self.buffer[:length], self.buffer[length:]
+        return answer
+
+    def _more(self) -> None:
+        part = self.connection.recv(65_536)
+        if not part:
+            raise ConnectionError("the server closed the connection")
+        self.buffer += part
+
+    def is_closed(self) -> bool:
+        """Whether the server closes the connection, having said no more."""
+        return self.rest() == b""
+
+
+class Answer:
+    """One answer; a malformed status line or field fails the test."""
+
+    def __init__(self, head: bytes) -> None:
+        start, *fields = head.decode("latin-1").split("\r\n")
+        match = re.fullmatch(r"HTTP/1\.1 ([1-5][0-9][0-9]) [A-Za-z -]*", start)
+        assert match, start
+        self.status = int(match[1])
+        self.headers: dict[str, str] = {}
+        for field in fields:
+            name, colon, value = field.partition(": ")
+            assert colon and name.lower() not in self.headers, field
+            self.headers[name.lower()] = value
+        self.body = b""
+
+
+def statuses(octets: bytes) -> list[int]:
+    """The statuses of all answers in a stream; fails if it is not made of whole answers."""
+    found = []
+    while octets:
+        head, _, octets = octets.partition(b"\r\n\r\n")
+        answer = Answer(head)
+        found.append(answer.status)
+        length = int(answer.headers.get("content-length", "0"))
+        assert len(octets) >= length, "an answer is cut short"
+        octets = octets[length:]
+    return found
+
+
+def wait_until(condition: Any, timeout: float = 5.0) -> bool:
+    """Whether a condition comes true in time."""
+    end = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.002)
+    return True

@@ -1,0 +1,459 @@
+"""The loop: what a client sees of one connection, and what many do to each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import tempfile
+import threading
+import time
+import unittest
+from typing import ClassVar
+
+from httpd import Later, Limits, Request, Response, Server, error, json_response
+from tests.httpd_live import (
+    ANSWER,
+    GET,
+    LAST,
+    LiveServer,
+    Routes,
+    statuses,
+    wait_until,
+)
+
+QUICK = Limits(
+    idle=0.2, head_time=0.2, body_time=0.2, send_time=0.3, linger=0.2, stop=2.0, idle_full=0.05
+)
+
+
+def post(path: str, body: bytes, fields: str = "") -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n{fields}\r\n"
+    return head.encode() + body
+
+
+class LiveTest(unittest.TestCase):
+    """A server of its own for each test; `settings` go to it."""
+
+    settings: ClassVar[dict[str, object]] = {}
+
+    def setUp(self) -> None:
+        self.server = LiveServer(**self.settings)
+        self.server.__enter__()
+        self.addCleanup(self.server.__exit__)
+
+
+class Responses(unittest.TestCase):
+    def test_cannot_be_split_by_a_field(self) -> None:
+        for value in ("a\r\nX: y", "a\n", "a\r", "a\0", "€"):
+            with self.subTest(value), self.assertRaises(ValueError):
+                Response(200, [("X", value)])
+
+    def test_leave_the_framing_to_the_server(self) -> None:
+        for name in ("Content-Length", "transfer-encoding", "Connection", "a b", ""):
+            with self.subTest(name), self.assertRaises(ValueError):
+                Response(200, [(name, "1")])
+
+    def test_carry_no_body_where_none_is_allowed(self) -> None:
+        for status in (204, 304):
+            wire = Response(status, (), b"x").wire(b"\r\n\r\n")
+            self.assertTrue(wire.endswith(b"\r\n\r\n"))
+            self.assertNotIn(b"Content-Length", wire)
+
+    def test_of_errors_have_a_word_and_a_sentence(self) -> None:
+        answer = error(409, "taken", "Choose another.", [("X", "y")])
+        self.assertEqual(
+            json.loads(answer.body), {"error": "taken", "error_description": "Choose another."}
+        )
+        self.assertIn(("X", "y"), answer.headers)
+
+    def test_as_json_are_compact(self) -> None:
+        self.assertEqual(json_response(200, {"a": [1, 2]}).body, b'{"a":[1,2]}')
+
+
+class Answering(LiveTest):
+    def test_has_the_fields_of_every_answer(self) -> None:
+        with self.server.connect() as client:
+            client.send(GET)
+            answer = client.answer()
+        self.assertEqual((answer.status, answer.body), (200, b"hello"))
+        self.assertEqual(answer.headers["server"], "jwks-server")
+        self.assertEqual(answer.headers["x-content-type-options"], "nosniff")
+        self.assertRegex(answer.headers["date"], r"^\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT$")
+        self.assertNotIn("connection", answer.headers)
+
+    def test_keeps_the_connection(self) -> None:
+        with self.server.connect() as client:
+            for _ in range(3):
+                client.send(GET)
+                self.assertEqual(client.answer().status, 200)
+
+    def test_says_close_and_closes(self) -> None:
+        octets = self.server.ask(LAST)
+        self.assertEqual(statuses(octets), [200])
+        self.assertIn(b"\r\nConnection: close\r\n", octets)
+
+    def test_announces_what_http_1_0_asked_for(self) -> None:
+        with self.server.connect() as client:
+            client.send(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+            self.assertEqual(client.answer().headers["connection"], "keep-alive")
+            client.send(b"GET / HTTP/1.0\r\n\r\n")
+            self.assertEqual(client.answer().headers["connection"], "close")
+            self.assertTrue(client.is_closed())
+
+    def test_of_head_is_that_of_get_without_the_body(self) -> None:
+        with self.server.connect() as client:
+            client.send(GET + GET.replace(b"GET", b"HEAD") + GET)
+            get, head = client.answer(), client.answer(head_only=True)
+            self.assertEqual(get.headers, head.headers)
+            self.assertEqual(client.answer().body, b"hello")
+
+    def test_passes_the_body_and_the_client_on(self) -> None:
+        with self.server.connect() as client:
+            client.send(post("/echo", b"abc"))
+            self.assertEqual(client.answer().body, b"abc")
+        self.assertEqual(self.server.seen[0].client, "127.0.0.1")
+
+    def test_invites_a_body_that_waits_for_it(self) -> None:
+        with self.server.connect() as client:
+            client.send(post("/echo", b"abc", "Expect: 100-continue\r\n")[:-3])
+            self.assertEqual(client.answer().status, 100)
+            client.send(b"abc")
+            self.assertEqual(client.answer().body, b"abc")
+
+    def test_survives_a_defect_without_telling(self) -> None:
+        with self.server.connect() as client:
+            client.send(GET.replace(b"/ ", b"/defect ") + GET)
+            self.assertEqual([client.answer().status, client.answer().status], [500, 200])
+        line = next(line for line in self.server.lines if "error" in line)
+        self.assertRegex(line, r"GET /defect: ZeroDivisionError at httpd_live\.py:\d+$")
+
+    def test_counts(self) -> None:
+        self.server.ask(GET + b"?")
+        self.server.ask(LAST)
+        self.assertEqual(self.server.stats.requests, {200: 2, 400: 1})
+        self.assertEqual(self.server.stats.connections_accepted, 2)
+        self.assertTrue(wait_until(lambda: self.server.stats.connections_open == 0))
+
+
+class Pipelining(LiveTest):
+    def test_answers_in_order_also_what_takes_longer(self) -> None:
+        paths = ["/echo", "/later", "/", "/later", "/echo"]
+        with self.server.connect() as client:
+            client.send(b"".join(post(path, b"e") for path in paths))
+            bodies = [client.answer().body for _ in paths]
+        self.assertEqual(bodies, [b"e", b"worked", b"hello", b"worked", b"e"])
+
+    def test_ends_with_the_first_flaw(self) -> None:
+        octets = self.server.ask(GET + post("/later", b"") + b"GET /\r\n\r\n" + GET)
+        self.assertEqual(statuses(octets), [200, 200, 400])
+
+    def test_ends_with_the_last_wish(self) -> None:
+        self.assertEqual(statuses(self.server.ask(GET + LAST + GET)), [200, 200])
+
+    def test_of_more_than_one_turn_can_answer(self) -> None:
+        count = 5_000
+        with self.server.connect() as client:
+            threading.Thread(target=client.send, args=(GET * count,)).start()
+            for _ in range(count):
+                self.assertEqual(client.answer().body, b"hello")
+
+    def test_waits_for_a_client_that_does_not_read(self) -> None:
+        request = GET.replace(b"/ ", b"/big ")
+        with self.server.connect() as client:
+            client.send(request * 20)
+            self.assertTrue(wait_until(lambda: self.server.seen))
+            time.sleep(0.1)
+            self.assertLess(len(self.server.seen), 10)
+            self.assertEqual({len(client.answer().body) for _ in range(20)}, {1_000_000})
+
+
+class Deadlines(LiveTest):
+    settings: ClassVar[dict[str, object]] = {"limits": QUICK}
+
+    def test_end_an_idle_connection_silently(self) -> None:
+        with self.server.connect() as client:
+            client.send(GET)
+            client.answer()
+            self.assertTrue(client.is_closed())
+
+    def test_end_a_head_that_drips(self) -> None:
+        self.claim_late(GET)
+
+    def test_end_a_body_that_drips(self) -> None:
+        self.claim_late(post("/echo", b"a" * 1000)[:60], post("/echo", b"a" * 1000)[60:])
+
+    def claim_late(self, *parts: bytes) -> None:
+        """However steadily the octets come, there is an end, and it is said."""
+        with self.server.connect() as client:
+            *first, slow = parts
+            client.send(b"".join(first))
+            client.connection.settimeout(0.05)
+            start = time.monotonic()
+            for octet in slow:
+                client.send(bytes([octet]))
+                try:
+                    client._more()
+                    break
+                except socket.timeout:
+                    self.assertLess(time.monotonic() - start, 3)
+            client.connection.settimeout(5)
+            self.assertEqual(statuses(client.rest()), [408])
+
+    def test_end_a_client_that_never_reads(self) -> None:
+        with self.server.connect() as client:
+            client.send(GET.replace(b"/ ", b"/big ") * 20)
+            self.assertTrue(wait_until(lambda: self.server.stats.connections_accepted == 1))
+            self.assertTrue(wait_until(lambda: self.server.stats.connections_open == 0))
+
+    def test_do_not_end_what_the_server_itself_takes_long_for(self) -> None:
+        self.server.take(0.8)
+        with self.server.connect() as client:
+            client.send(post("/later", b""))
+            self.assertEqual(client.answer().status, 200)
+
+
+class EarlyAnswers(LiveTest):
+    def test_reach_a_client_that_is_still_sending(self) -> None:
+        for _ in range(5):
+            with self.server.connect() as client:
+                client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9000000\r\n\r\n")
+                for _ in range(90):
+                    client.send(b"a" * 100_000)
+                self.assertEqual(statuses(client.rest()), [413])
+
+
+class Workers(LiveTest):
+    settings: ClassVar[dict[str, object]] = {"workers": 2, "queue_limit": 1}
+
+    def test_refuse_beyond_their_queue_and_leave_the_rest_alone(self) -> None:
+        gate = self.server.hold()
+        self.addCleanup(gate.set)
+        clients = [self.server.connect() for _ in range(5)]
+        for client in clients[:3]:
+            client.send(post("/later", b""))
+        self.assertTrue(wait_until(lambda: self.server.stats.queue_depth == 1))
+        clients[3].send(post("/later", b""))
+        refused = clients[3].answer()
+        self.assertEqual((refused.status, refused.headers["retry-after"]), (503, "1"))
+        clients[4].send(GET)
+        self.assertEqual(clients[4].answer().body, b"hello")
+        gate.set()
+        self.assertEqual([client.answer().status for client in clients[:3]], [200] * 3)
+        for client in clients:
+            client.connection.close()
+
+    def test_outlive_a_client_that_leaves(self) -> None:
+        gate = self.server.hold()
+        self.addCleanup(gate.set)
+        for _ in range(3):
+            with self.server.connect() as client:
+                client.send(post("/later", b""))
+                self.assertTrue(wait_until(lambda: self.server.seen))
+        gate.set()
+        self.assertTrue(wait_until(lambda: self.server.stats.connections_open == 0))
+        self.assertEqual(statuses(self.server.ask(LAST)), [200])
+
+    def test_answer_a_client_that_only_stopped_sending(self) -> None:
+        self.server.take(0.1)
+        with self.server.connect() as client:
+            client.send(post("/later", b""))
+            client.connection.shutdown(socket.SHUT_WR)
+            self.assertEqual(statuses(client.rest()), [200])
+
+    def test_survive_a_defect(self) -> None:
+        def work(request: Request) -> Response:
+            raise SystemExit("secret")
+
+        self.server.work = work
+        with self.server.connect() as client:
+            for _ in range(4):
+                client.send(post("/later", b""))
+                self.assertEqual(client.answer().status, 500)
+        self.assertFalse([line for line in self.server.lines if "secret" in line])
+
+
+class Room(unittest.TestCase):
+    def test_for_one_client_is_a_share(self) -> None:
+        with LiveServer(max_per_client=2) as server:
+            first, second = server.connect(), server.connect()
+            for client in (first, second):
+                client.send(GET)
+                client.answer()
+            third = server.ask(GET)
+            self.assertIn(statuses(third), ([503], []))
+            self.assertEqual(server.stats.rejected_client, 1)
+            with first, second:
+                first.send(GET)
+                self.assertEqual(first.answer().status, 200)
+
+    def test_is_given_back(self) -> None:
+        with LiveServer(max_per_client=1) as server:
+            for _ in range(5):
+                self.assertEqual(statuses(server.ask(LAST)), [200])
+                self.assertTrue(wait_until(lambda: server.stats.connections_open == 0))
+
+    def test_is_made_by_those_who_rest(self) -> None:
+        with LiveServer(max_connections=2, limits=QUICK._replace(idle=60.0)) as server:
+            resting = [server.connect() for _ in range(2)]
+            for client in resting:
+                client.send(GET)
+                client.answer()
+            self.assertTrue(wait_until(lambda: statuses(server.ask(LAST)) == [200]))
+            self.assertGreaterEqual(server.stats.connections_accepted, 3)
+            for client in resting:
+                client.connection.close()
+
+
+class Addresses(unittest.TestCase):
+    def test_free_port_stands_in_the_url(self) -> None:
+        with LiveServer() as server:
+            self.assertRegex(server.url, r"^http://127\.0\.0\.1:[1-9]\d*$")
+
+    @unittest.skipUnless(socket.has_dualstack_ipv6(), "no IPv6 here")
+    def test_of_both_families_serve_both(self) -> None:
+        with LiveServer(host="::") as server:
+            self.assertRegex(server.url, r"^http://\[::1\]:\d+$")
+            port = int(server.url.rpartition(":")[2])
+            self.assertEqual(statuses(server.ask(LAST)), [200])
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.sendall(LAST)
+                self.assertTrue(client.recv(100).startswith(b"HTTP/1.1 200"))
+            self.assertEqual({r.client for r in server.seen}, {"::1", "127.0.0.1"})
+
+    @unittest.skipUnless(hasattr(socket, "AF_UNIX"), "no Unix domain sockets here")
+    def test_may_be_a_file(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "s")
+            with LiveServer(host=f"unix:{path}", max_per_client=1) as server:
+                with server.connect():
+                    self.assertEqual(statuses(server.ask(LAST)), [200])
+                self.assertEqual(server.seen[0].client, "unix")
+                with self.assertRaises(OSError):
+                    Server(Routes, host=f"unix:{path}")
+            self.assertFalse(os.path.exists(path))
+
+    @unittest.skipUnless(hasattr(socket, "AF_UNIX"), "no Unix domain sockets here")
+    def test_of_a_dead_server_are_taken_over(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "s")
+            with socket.socket(socket.AF_UNIX) as dead:
+                dead.bind(path)
+            with LiveServer(host=f"unix:{path}") as server:
+                self.assertEqual(statuses(server.ask(LAST)), [200])
+
+    def test_that_are_taken_are_an_error_at_once(self) -> None:
+        first = Server(Routes, port=0)
+        self.addCleanup(first.close)
+        with self.assertRaises(OSError):
+            Server(Routes, port=int(first.url.rpartition(":")[2]))
+
+    def test_are_free_after_close(self) -> None:
+        first = Server(Routes, port=0)
+        first.close()
+        first.close()
+        Server(Routes, port=int(first.url.rpartition(":")[2])).close()
+
+
+class Stopping(unittest.TestCase):
+    def test_finishes_what_is_in_flight(self) -> None:
+        with LiveServer() as server:
+            gate = server.hold()
+            working, idle, half = server.connect(), server.connect(), server.connect()
+            working.send(post("/later", b""))
+            idle.send(GET)
+            idle.answer()
+            half.send(GET[:-2])
+            self.assertTrue(wait_until(lambda: len(server.seen) == 2))
+            server.stop()
+            self.assertTrue(idle.is_closed())
+            gate.set()
+            self.assertEqual(statuses(working.rest()), [200])
+            half.send(GET[-2:])
+            octets = half.rest()
+            self.assertEqual(statuses(octets), [200])
+            self.assertIn(b"Connection: close", octets)
+            with self.assertRaises(OSError):
+                server.connect()
+            for client in (working, idle, half):
+                client.connection.close()
+
+    def test_does_not_wait_for_ever(self) -> None:
+        with LiveServer(limits=QUICK._replace(stop=0.3)) as server:
+            gate = server.hold()
+            self.addCleanup(gate.set)
+            with server.connect() as client:
+                client.send(post("/later", b""))
+                self.assertTrue(wait_until(lambda: server.seen))
+                server.stop()
+                self.assertTrue(client.is_closed())
+
+    def test_serves_whoever_had_connected(self) -> None:
+        server = LiveServer()
+        with server.connect() as client:
+            client.send(GET)
+            server.stop()
+            with server:
+                self.assertEqual(client.answer().status, 200)
+
+
+class Turns(unittest.TestCase):
+    def test_begin_with_the_callers_check_and_survive_its_failure(self) -> None:
+        order: list[str] = []
+
+        class Watching(Routes):
+            def route(self, request: Request) -> Response | Later:
+                order.append("route")
+                return ANSWER
+
+        def check() -> None:
+            order.append("check")
+            raise OSError(28, "No space left on device")
+
+        with LiveServer(handler=Watching, on_turn=check) as server:
+            self.assertEqual(statuses(server.ask(LAST)), [200])
+            self.assertEqual(order[0], "check")
+            self.assertIn("route", order)
+            self.assertRegex(server.lines[0], r"^error: OSError \(No space left on device\) at ")
+
+
+class AccessLog(unittest.TestCase):
+    def lines(self, kind: str, octets: bytes) -> list[str]:
+        with LiveServer(access_log=kind) as server:
+            server.ask(octets)
+        return [line for text in server.lines for line in text.split("\n")]
+
+    def test_as_text_is_the_common_format_and_the_seconds(self) -> None:
+        (line,) = self.lines("text", LAST)
+        self.assertRegex(
+            line,
+            r"^127\.0\.0\.1 - - \[\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d \+0000\] "
+            r'"GET / HTTP/1\.1" 200 5 \d+\.\d{6}$',
+        )
+
+    def test_as_json_is_an_object_a_line(self) -> None:
+        first, second = (json.loads(line) for line in self.lines("json", GET + LAST))
+        self.assertEqual(
+            [first[name] for name in ("client", "method", "path", "status", "octets")],
+            ["127.0.0.1", "GET", "/", 200, 5],
+        )
+        self.assertTrue(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", second["time"]))
+
+    def test_has_a_line_for_what_was_no_request(self) -> None:
+        (line,) = self.lines("text", b"GET \x1b[2J /\r\n")
+        self.assertIn('"- - HTTP/1.1" 400', line)
+
+    def test_has_neither_queries_nor_quotation_marks_nor_endless_paths(self) -> None:
+        request = LAST.replace(b"/ ", b'/a"b\\' + b"c" * 3000 + b"?token=secret ")
+        (line,) = self.lines("text", request)
+        self.assertNotIn("secret", line)
+        self.assertEqual(line.count('"'), 2)
+        self.assertLess(len(line), 330)
+
+    def test_can_be_off(self) -> None:
+        self.assertEqual(self.lines("off", LAST), [""] * 0)
+
+
+if __name__ == "__main__":
+    unittest.main()
