@@ -586,7 +586,9 @@ def _pem_to_jwk(pem: bytes) -> dict[str, str]:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; USAGE has its exit statuses."""
     parser = argparse.ArgumentParser(
-        description=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="jwt_minimal.py",
+        description=USAGE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for name, words in ARGUMENTS.items():
         parser.add_argument(name, **words)
@@ -597,7 +599,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(printable(f"{type(error).__name__}: {error}. {error.__doc__}"), file=sys.stderr)
         return 1
     except (OSError, ValueError, HTTPException, ImportError) as error:
-        parser.error(printable(f"{options.command}: {error}"))
+        print(printable(f"{options.command} could not read its input: {error}"), file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":
