@@ -30,7 +30,7 @@ import reprlib
 import sys
 import time
 from datetime import datetime, timezone
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
@@ -168,18 +168,7 @@ _strict_json = json.JSONDecoder(
 
 def sign(header: Object, payload: bytes, private_key: RSAPrivateKey) -> str:
     """A compact JWS (RFC 7515 §3.1): the header as given, any payload, signed with RS256."""
-    signing_input = b64url_encode(_compact_json(header).encode()) + "." + b64url_encode(payload)
-    signature = private_key.sign(signing_input.encode("ascii"), *_rs256())
-    return signing_input + "." + b64url_encode(signature)
-
-
-@cache
-def _rs256() -> tuple[PKCS1v15, SHA256]:
-    """RS256 in the terms of `cryptography`: imported only once a key of that package signs."""
-    from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
-    from cryptography.hazmat.primitives.hashes import SHA256
-
-    return PKCS1v15(), SHA256()
+    return _seal(b64url_encode(_compact_json(header).encode()), payload, private_key)
 
 
 def encode(claims: Object, private_key: RSAPrivateKey, kid: str) -> str:
@@ -192,7 +181,27 @@ def encode(claims: Object, private_key: RSAPrivateKey, kid: str) -> str:
         payload = _sorted_json(claims).encode("utf-8")
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidClaim(f"not expressible in JSON: {error}") from None
-    return sign({"alg": "RS256", "typ": "JWT", "kid": kid}, payload, private_key)
+    return _seal(_header_segment(kid), payload, private_key)
+
+
+@lru_cache(maxsize=16)  # more keys than sign at a time; each token of a key has this same header
+def _header_segment(kid: str) -> str:
+    return b64url_encode(_compact_json({"alg": "RS256", "typ": "JWT", "kid": kid}).encode())
+
+
+def _seal(header_segment: str, payload: bytes, private_key: RSAPrivateKey) -> str:
+    signing_input = header_segment + "." + b64url_encode(payload)
+    signature = private_key.sign(signing_input.encode("ascii"), *_rs256())
+    return signing_input + "." + b64url_encode(signature)
+
+
+@cache
+def _rs256() -> tuple[PKCS1v15, SHA256]:
+    """RS256 in the terms of `cryptography`: imported only once a key of that package signs."""
+    from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+    from cryptography.hazmat.primitives.hashes import SHA256
+
+    return PKCS1v15(), SHA256()
 
 
 # ---- keys ----
