@@ -16,9 +16,12 @@ import hmac
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jwt_minimal import DIGEST_INFO, b64url_decode, b64url_encode, padded_hash
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 VECTORS = Path(__file__).parent / "vectors"
 RFC = json.loads((VECTORS / "rfc.json").read_text("utf-8"))
@@ -41,6 +44,14 @@ CLAIMS: dict[str, Any] = {
 }
 # An odd number of 2048 bits, for whoever forges with e = 3 needs no factors.
 FORGED_N = 2**2048 - 2**1024 - 1
+
+
+def published_key() -> RSAPrivateKey:
+    """The private key of RFC 7515 A.2, known to all the world."""
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateNumbers, RSAPublicNumbers
+
+    d = int.from_bytes(b64url_decode(PRIVATE["d"]), "big")
+    return RSAPrivateNumbers(P, Q, d, DP, DQ, QI, RSAPublicNumbers(65537, N)).private_key()
 
 
 def text(value: Any) -> bytes:

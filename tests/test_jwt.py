@@ -31,16 +31,7 @@ TABLE = json.loads((vectors.VECTORS / "refusals.json").read_text("utf-8"))
 NOW = TABLE["now"]
 
 
-def published_key() -> rsa.RSAPrivateKey:
-    """The private key of RFC 7515 A.2."""
-    names = ("p", "q", "d", "dp", "dq", "qi", "e", "n")
-    p, q, d, dp, dq, qi, e, n = (
-        int.from_bytes(b64url_decode(vectors.PRIVATE[name]), "big") for name in names
-    )
-    return rsa.RSAPrivateNumbers(p, q, d, dp, dq, qi, rsa.RSAPublicNumbers(e, n)).private_key()
-
-
-PRIVATE_KEY = published_key()
+PRIVATE_KEY = vectors.published_key()
 JWK = jwt_minimal.public_jwk(PRIVATE_KEY.public_key())
 JWKS = {"keys": [JWK]}
 
