@@ -31,7 +31,6 @@ import sys
 import time
 from datetime import datetime, timezone
 from functools import cache, lru_cache, partial
-from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -64,6 +63,11 @@ class InvalidToken(ValueError):
     def __init__(self, cause: str, **seen: Any) -> None:
         super().__init__(cause)
         self.seen = seen  # what the check looked at: header or claims, for a developer
+
+    @property
+    def fix(self) -> str:
+        """What to do about it."""
+        return type(self).__doc__ or ""
 
 
 class MalformedToken(InvalidToken):
@@ -229,17 +233,21 @@ def thumbprint(jwk: Object) -> str:
 
 def find_key(header: Object, jwks: Object) -> Object:
     """The one RSA key of the JWKS that `kid` names; without a `kid`, the only RSA key there is."""
+    keys = rsa_keys(jwks)
+    found = [jwk for jwk in keys if "kid" not in header or jwk.get("kid") == header["kid"]]
+    if len(found) != 1:
+        name = f"kid {quote(header['kid'])}" if "kid" in header else "no kid"
+        cause = f"the token has {name}: of {len(keys)} RSA keys, {len(found)} fit"
+        raise UnknownKey(cause, header=header)
+    return found[0]
+
+
+def rsa_keys(jwks: Object) -> list[Object]:
+    """The RSA keys of a JWKS; what it holds beside them is ignored (RFC 7517 §5)."""
     keys = jwks.get("keys") if isinstance(jwks, dict) else None
     if not isinstance(keys, list):
         raise UnusableKey('not a JWKS: expected {"keys": [...]}')
-    rsa = [jwk for jwk in keys if isinstance(jwk, dict) and jwk.get("kty") == "RSA"]
-    found = [jwk for jwk in rsa if "kid" not in header or jwk.get("kid") == header["kid"]]
-    if len(found) != 1:
-        name = f"kid {quote(header['kid'])}" if "kid" in header else "no kid"
-        raise UnknownKey(
-            f"the token has {name}: of {len(rsa)} RSA keys, {len(found)} fit", header=header
-        )
-    return found[0]
+    return [jwk for jwk in keys if isinstance(jwk, dict) and jwk.get("kty") == "RSA"]
 
 
 def rsa_numbers(jwk: Object) -> tuple[int, int]:
@@ -275,7 +283,10 @@ def _number(jwk: Object, name: str) -> int:
 
 
 def verify_rs256(message: bytes, signature: bytes, n: int, e: int) -> bool:
-    """Whether `signature` is the RSASSA-PKCS1-v1_5 signature of `message` (RFC 8017 §8.2.2)."""
+    """Whether `signature` is the RSASSA-PKCS1-v1_5 signature of `message` (RFC 8017 §8.2.2).
+
+    What n and e have to be is the business of `rsa_numbers`.
+    """
     # Compared whole and never parsed: readers that skipped over the padding to find the hash were
     # forged against (Bleichenbacher 2006, BERserk 2014). All of it is public, so == will do.
     return open_signature(signature, n, e) == padded_hash(message, n)
@@ -312,7 +323,8 @@ def verify(token: str, jwks: Object) -> tuple[Object, bytes]:
     _check_header(header)
     n, e = rsa_numbers(find_key(header, jwks))
     if not verify_rs256(token.rpartition(".")[0].encode("ascii"), signature, n, e):
-        raise BadSignature("the signature is not this key's over this header and payload")
+        cause = "the signature is not this key's over this header and payload"
+        raise BadSignature(cause, header=header)
     return header, payload
 
 
@@ -342,7 +354,7 @@ REGISTERED = {
     "jti": (TEXT, "its serial number"),
 }
 # RFC 8725 §3.11: a logout, event or proof token of the same issuer must not pass for these.
-TYPES = ("jwt", "at+jwt", "application/at+jwt")
+TYPES = ("jwt", "at+jwt")
 
 
 def decode(
@@ -360,8 +372,8 @@ def decode(
     `now` (the clock, unless given) and `leeway` are seconds.
     """
     header, payload = verify(token, jwks)
-    if header.get("typ", "JWT").lower() not in TYPES:
-        raise UnsupportedToken(f"typ is {quote(header['typ'])}, another kind of token")
+    if header.get("typ", "JWT").lower().removeprefix("application/") not in TYPES:
+        raise UnsupportedToken(f"typ is {quote(header['typ'])}, another kind", header=header)
     claims = parse_object(payload)
     _check_types(claims)
     _check_dates(claims, time.time() if now is None else now, leeway)
@@ -372,6 +384,15 @@ def decode(
     if not named and ("aud" in claims or audience is not None):
         raise WrongAudience(f"aud is {quote(audiences)}, without {audience!r}", claims=claims)
     return claims
+
+
+def refusal(token: str, jwks: Object, **checks: Any) -> InvalidToken | None:
+    """What `decode` would raise, or None."""
+    try:
+        decode(token, jwks, **checks)
+    except InvalidToken as error:
+        return error
+    return None
 
 
 def _check_types(claims: Object) -> None:
@@ -391,10 +412,11 @@ def _is(kind: str, value: Any) -> bool:
 def _check_dates(claims: Object, now: float, leeway: float) -> None:
     if "exp" not in claims:
         raise InvalidClaim("there is no exp: the token would be valid for ever", claims=claims)
-    if now - leeway >= claims["exp"]:  # RFC 7519 §4.1.4: "on or after" is too late
+    # Written so that a clock or leeway that is not a number refuses, too.
+    if not now - leeway < claims["exp"]:  # RFC 7519 §4.1.4: "on or after" is too late
         raise ExpiredToken(f"exp is {when(claims['exp'], now)}", claims=claims)
     for name in ("nbf", "iat"):
-        if now + leeway < claims.get(name, 0):
+        if name in claims and not claims[name] <= now + leeway:
             raise ImmatureToken(f"{name} is {when(claims[name], now)}", claims=claims)
 
 
@@ -439,27 +461,12 @@ def explain(token: str, jwks: Object | None = None, *, colour: bool = False, **c
     rows += [("", ""), ("PAYLOAD", MAGENTA), *_members(payload, claims, checks["now"])]
     rows += [("", ""), ("SIGNATURE", CYAN), *_opened(token, jwks)]
     error = refusal(token, jwks, **checks)
-    rows += [("", ""), (f"REFUSED ({type(error).__name__}): {error}" if error else "VALID", BOLD)]
-    rows += [
-        (
-            error.__doc__ or ""
-            if error
-            else "Signed with a key of this JWKS, and every claim holds.",
-            "",
-        )
-    ]
+    verdict = f"REFUSED ({type(error).__name__}): {error}" if error else "VALID"
+    advice = error.fix if error else "Signed with a key of this JWKS, and every claim holds."
+    rows += [("", ""), (verdict, BOLD), (advice, "")]
     if not colour:
         return "\n".join(printable(text) for text, _ in rows)
     return "\n".join(f"\x1b[{tint}m{printable(text)}\x1b[0m" for text, tint in rows)
-
-
-def refusal(token: str, jwks: Object, **checks: Any) -> InvalidToken | None:
-    """What `decode` would raise, or None."""
-    try:
-        decode(token, jwks, **checks)
-    except InvalidToken as error:
-        return error
-    return None
 
 
 def printable(text: str) -> str:
@@ -512,7 +519,7 @@ explain     show the token in words
 decode      print its claims, if the signature and every claim holds
 verify      print its payload, if the signature holds: dates and audience are not looked at
 jwk         print the JWK of an RSA public key in PEM (needs the package cryptography)
-thumbprint  print the RFC 7638 thumbprint of a JWK, or of every key of a JWKS
+thumbprint  print the RFC 7638 thumbprint of a JWK, or of every RSA key of a JWKS
 
 exit status: 0 valid or done; 1 refused; 2 wrong usage or unreadable input
 """
@@ -522,7 +529,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--jwks": {"help": "file or URL of the issuer's keys", "metavar": "SOURCE"},
     "--issuer": {"help": "what iss must be"},
     "--audience": {"help": "what aud must hold"},
-    "--leeway": {"type": float, "default": 0, "help": "seconds that clocks may differ"},
+    "--leeway": {"type": int, "default": 0, "help": "seconds that clocks may differ"},
 }
 
 
@@ -540,7 +547,7 @@ def read(source: str) -> bytes:
 
 
 def _fetch(url: str) -> Any:
-    from urllib import request  # only here: it is slow to import, and a server has no use for it
+    from urllib import request  # slow to import, and only for a command
 
     # Named one by one, for what is absent: file:, ftp:, and redirects to wherever.
     opener = request.OpenerDirector()
@@ -563,8 +570,9 @@ def run(options: argparse.Namespace) -> int:
     if options.command == "jwk":
         return _say(json.dumps(_pem_to_jwk(read(options.source)), indent=2))
     if options.command == "thumbprint":
-        jwks = read_object(options.source)
-        return _say("\n".join(thumbprint(jwk) for jwk in jwks.get("keys", [jwks])))
+        found = read_object(options.source)
+        keys = rsa_keys(found) if "keys" in found else [found]
+        return _say("\n".join(thumbprint(jwk) for jwk in keys))
     token = options.source if options.source != "-" else read("-").decode("ascii", "replace")
     token = token.strip()
     jwks = read_object(options.jwks) if options.jwks else {"keys": []}
@@ -594,6 +602,8 @@ def _pem_to_jwk(pem: bytes) -> dict[str, str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; USAGE has its exit statuses."""
+    from http.client import HTTPException  # like urllib: slow to import, and only for a command
+
     parser = argparse.ArgumentParser(
         prog="jwt_minimal.py",
         description=USAGE,
@@ -605,7 +615,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run(options)
     except InvalidToken as error:
-        print(printable(f"{type(error).__name__}: {error}. {error.__doc__}"), file=sys.stderr)
+        print(printable(f"{type(error).__name__}: {error}. {error.fix}"), file=sys.stderr)
         return 1
     except (OSError, ValueError, HTTPException, ImportError) as error:
         print(printable(f"{options.command} could not read its input: {error}"), file=sys.stderr)

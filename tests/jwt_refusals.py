@@ -296,6 +296,7 @@ def claim_rows() -> Iterator[tuple[str | None, str, str, dict[str, Any]]]:
     yield None, "the plain token", token(), {}
     yield None, "no typ", token(header=without(HEADER, "typ")), {}
     yield None, "typ jwt", token(header={**HEADER, "typ": "jwt"}), {}
+    yield None, "typ application/jwt", token(header={**HEADER, "typ": "application/jwt"}), {}
     yield None, "typ at+jwt", token(header={**HEADER, "typ": "at+jwt"}), {}
     yield (
         None,

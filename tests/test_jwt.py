@@ -235,7 +235,7 @@ class Refusals(unittest.TestCase):
         for kind in all_refusals():
             with self.subTest(kind.__name__):
                 self.assertTrue(issubclass(kind, ValueError))
-                self.assertRegex(kind.__doc__ or "", r"^[A-Z].{20,}\.$|^Do not use the token\.$")
+                self.assertRegex(kind("cause").fix, r"^[A-Z].{20,}\.$|^Do not use the token\.$")
 
     def test_a_refusal_carries_what_it_refused(self) -> None:
         with self.assertRaises(jwt_minimal.ExpiredToken) as caught:
@@ -267,6 +267,15 @@ class Clocks(unittest.TestCase):
     def test_a_now_of_zero_is_a_time_like_any_other(self) -> None:
         self.assertEqual(decode(issue(exp=1), JWKS, now=0), {"exp": 1})
         self.assertIn("VALID", explain(issue(exp=1), JWKS, now=0).splitlines())
+
+    def test_a_clock_or_leeway_that_is_not_a_number_accepts_nothing(self) -> None:
+        nan = float("nan")
+        for now, leeway in ((nan, 0), (NOW, nan), (nan, nan)):
+            with self.assertRaises(jwt_minimal.ExpiredToken):
+                decode(issue(), JWKS, now=now, leeway=leeway)
+
+    def test_dates_that_are_absent_are_not_compared(self) -> None:
+        self.assertEqual(decode(issue(exp=1), JWKS, now=-5), {"exp": 1})
 
     def test_says_how_far_away_a_time_is(self) -> None:
         told = {0: "0 s ago", 1: "in 1 s", 119: "in 119 s", -120: "2 min ago", 7200: "in 2 h"}
@@ -313,7 +322,7 @@ class Explaining(unittest.TestCase):
             page[-2:],
             [
                 "REFUSED (ExpiredToken): exp is 2027-01-15 08:00:00 UTC (0 s ago)",
-                jwt_minimal.ExpiredToken.__doc__,
+                jwt_minimal.ExpiredToken("").fix,
             ],
         )
 
@@ -491,7 +500,7 @@ class CommandLine(unittest.TestCase):
                 self.assertEqual((status, out, err.count("\n")), (2, "", 1))
 
     def test_wrong_usage_is_status_2(self) -> None:
-        for arguments in ((), ("guess",), ("decode", "a", "b"), ("decode", "--leeway", "soon")):
+        for arguments in ((), ("guess",), ("decode", "a", "b"), ("decode", "--leeway", "nan")):
             with self.subTest(arguments):
                 self.assertEqual(self.run_it(*arguments)[0], 2)
 
@@ -500,6 +509,11 @@ class CommandLine(unittest.TestCase):
         pem = PRIVATE_KEY.public_key().public_bytes(encoding, form.SubjectPublicKeyInfo)
         status, out, _ = self.run_it("jwk", stdin=pem.decode())
         self.assertEqual((status, json.loads(out)), (0, JWK))
+
+    def test_a_thumbprint_of_something_else_is_refused(self) -> None:
+        for text in ("{}", '{"keys": 7}', '{"kty": "EC"}'):
+            with self.subTest(text):
+                self.assertEqual(self.run_it("thumbprint", stdin=text)[0], 1)
 
     def test_jwk_refuses_other_input(self) -> None:
         self.assertEqual(self.run_it("jwk", stdin="no key")[0], 2)
