@@ -15,9 +15,8 @@ Rules of this file:
 - Inside, times are whole nanoseconds: sums of them are exact, and so is the wait we tell.
 - A log holds no more times than the largest count, the table no more logs than `max_sources`. That
   is all the memory there is; bench/ratelimit.py prints it. Nothing sweeps and no timer runs: each
-  newcomer looks at the two sources that were looked at least lately, and drops what has expired.
-- In a table full of live sources a newcomer takes the place of the next source in that order, *and
-  its times*. So no flood of addresses, however large, is admitted more often than `max_sources`
+  newcomer looks at the source that was looked at least lately, and drops up to two that expired.
+- If the table is full and that source is live, the newcomer takes its place *and its times*. So no flood of addresses, however large, is admitted more often than `max_sources`
   addresses would be. The price, while it lasts: newcomers may be refused for a stranger's hits,
   and who was pushed out comes back to a stranger's times, more or fewer than his own.
 
@@ -155,18 +154,17 @@ class Limiter:
     def _decide(self, log: array[int], now: int) -> Verdict:
         """Find the rule nearest to refusing; if even that one has a slot, write the time down."""
         size = len(log)
-        free, wait, tightest = MAX_COUNT + 1, 0, 0
+        free, opens, tightest = MAX_COUNT + 1, 0, 0
         for number, count, period in self._rules:
-            edge = now - period
-            oldest = bisect_right(log, edge, size - count if size > count else 0)
+            oldest = bisect_right(log, now - period, size - count if size > count else 0)
             slots = count - size + oldest
             if slots <= free:
                 # a slot opens when the oldest time in the window leaves it; in an empty window
                 # that is the time of this very hit
-                leaver = log[oldest] if oldest < size else now
-                seconds = (leaver - edge + NANO - 1) // NANO
-                if slots < free or seconds > wait:
-                    free, wait, tightest = slots, seconds, number
+                leaves = (log[oldest] if oldest < size else now) + period
+                if slots < free or leaves > opens:
+                    free, opens, tightest = slots, leaves, number
+        wait = (opens - now + NANO - 1) // NANO
         if not free:
             return _verdict(Verdict, (False, wait, 0, wait, tightest))
         if size == self._most:
@@ -189,18 +187,18 @@ class Limiter:
     def _enter(self, source: str, now: int) -> array[int]:
         """Give a newcomer a log: an empty one, or in a full table that of the source next in turn.
 
-        Two looks for one newcomer: so the expired leave faster than others can come.
+        Two may leave for one that comes: so the table shrinks when its sources fall silent.
         """
-        for _ in range(min(2, len(self._turns))):
-            key = self._turns.popleft()
-            if self._logs[key][-1] <= now - self._longest:
-                del self._logs[key]
-            else:
-                self._turns.append(key)
-        full = len(self._logs) >= self._max_sources
-        log = self._logs.pop(self._turns.popleft()) if full else array("q")
-        self._logs[source] = log
-        self._turns.append(source)
+        logs, turns = self._logs, self._turns
+        for _ in range(min(2, len(turns))):
+            if logs[turns[0]][-1] > now - self._longest:
+                turns.rotate(-1)
+                break
+            del logs[turns.popleft()]
+        # still full, then the very first look found a live source, which now stands last
+        log = logs.pop(turns.pop()) if len(logs) >= self._max_sources else array("q")
+        logs[source] = log
+        turns.append(source)
         return log
 
 

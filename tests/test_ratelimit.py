@@ -6,7 +6,6 @@ Time is a number that the tests move; the model at the end decides by the defini
 from __future__ import annotations
 
 import itertools
-import math
 import random
 import threading
 import time
@@ -32,7 +31,7 @@ class Slot(NamedTuple):
     """What the model says of one rule."""
 
     free: int
-    wait: int
+    opens: float  # when there will be one more
     number: int
 
 
@@ -43,24 +42,19 @@ class Model:
         self.rules = rules
         self.hits: dict[str, list[float]] = {}
 
-    def used(self, name: str, rule: Rule, now: float) -> int:
-        return sum(1 for hit in self.hits.get(name, ()) if hit > now - rule.period)
-
     def slot(self, name: str, number: int, now: float) -> Slot:
         rule = self.rules[number]
-        used = self.used(name, rule, now)
-        wait = math.ceil(rule.period)  # of an empty window: this hit's own time must leave it
-        if used:
-            wait = next(s for s in itertools.count(1) if self.used(name, rule, now + s) < used)
-        return Slot(max(0, rule.count - used), wait, number)
+        inside = [hit for hit in self.hits.get(name, ()) if hit > now - rule.period]
+        return Slot(rule.count - len(inside), min(inside, default=now) + rule.period, number)
 
     def hit(self, name: str, now: float) -> Verdict:
         slots = [self.slot(name, number, now) for number in range(len(self.rules))]
-        tight = min(slots, key=lambda slot: (slot.free, -slot.wait, slot.number))
+        tight = min(slots, key=lambda slot: (slot.free, -slot.opens, slot.number))
+        wait = next(s for s in itertools.count() if now + s >= tight.opens)
         if not tight.free:
-            return Verdict(False, tight.wait, 0, tight.wait, tight.number)
+            return Verdict(False, wait, 0, wait, tight.number)
         self.hits.setdefault(name, []).append(now)
-        return Verdict(True, 0, tight.free - 1, tight.wait, tight.number)
+        return Verdict(True, 0, tight.free - 1, wait, tight.number)
 
 
 def hits(limiter: Limiter, number: int, name: str = "a") -> list[bool]:
