@@ -16,9 +16,10 @@ Rules of this file:
 - A log holds no more times than the largest count, the table no more logs than `max_sources`. That
   is all the memory there is; bench/ratelimit.py prints it. Nothing sweeps and no timer runs: each
   newcomer looks at the source that was looked at least lately, and drops up to two that expired.
-- If the table is full and that source is live, the newcomer takes its place *and its times*. So no flood of addresses, however large, is admitted more often than `max_sources`
-  addresses would be. The price, while it lasts: newcomers may be refused for a stranger's hits,
-  and who was pushed out comes back to a stranger's times, more or fewer than his own.
+- If the table is full and that source is live, the newcomer takes its place *and its times*. So
+  no flood of addresses, however large, is admitted more often than `max_sources` addresses would
+  be. The price, while it lasts: newcomers may be refused for a stranger's hits, and who was pushed
+  out comes back to a stranger's times, which may leave more slots than his own, or fewer.
 
 It leaves out: storage (server.py primes it from the login log at start), sharing between processes,
 limits per account, HTTP beyond the text of three fields, and RFC 7239 `Forwarded`.
