@@ -68,6 +68,7 @@ from settings import ConfigurationError, Settings
 
 LOOPBACK = ratelimit.parse_networks(("127.0.0.0/8", "::1"))  # RFC 1122 §3.2.1.3, RFC 4291 §2.5.3
 Answer = Union[Response, Later]
+Endpoint = Callable[[Request], Answer]
 
 
 class App:
@@ -120,12 +121,13 @@ class App:
         except Exception as failure:
             return self.refusal(failure)
 
-    def find_route(self, request: Request) -> Callable[[Request], Answer]:
+    def find_route(self, request: Request) -> Endpoint:
         """The endpoint for path and method (RFC 9110 §9.1: HEAD and OPTIONS follow from GET...)."""
         methods = self.routes.get(request.path)
         if methods is None:
             raise answers.NotFound
-        endpoint = methods.get("GET" if request.method == "HEAD" else request.method)
+        wanted = "GET" if request.method == "HEAD" else request.method
+        endpoint: Endpoint | None = methods.get(wanted)
         if endpoint is not None:
             return endpoint
         allowed = ", ".join([*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"])
