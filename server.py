@@ -220,11 +220,8 @@ class App:
 
     def healthz(self, request: Request) -> Answer:
         """GET /healthz: whether a token could be issued now."""
-        trouble = self._troubles.get("database")
-        if trouble is not None:
-            raise Unavailable(trouble)
-        if not self.keys.published().keys:
-            raise Unavailable("no unexpired key exists")
+        if self._troubles.get("database") or not self.keys.published().keys:
+            raise answers.NotReady
         return json_response(200, {"status": "ok"}, answers.NO_STORE)
 
     def metrics(self, request: Request) -> Answer:
@@ -463,7 +460,7 @@ def listen(
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigurationError(
-            f"cannot listen on {config.host} port {config.port}: {reason}; choose another --port"
+            f"cannot listen on {config.host} port {config.port}: {reason}; choose another --host or --port"
         ) from error
 
 
@@ -514,7 +511,9 @@ def open_app(
 
 
 def reachable(url: str) -> str:
-    """The URL with an address that can be connected to in place of "any address"."""
+    """The URL with an address that can be connected to in place of "any", or of a socket file."""
+    if url.startswith("unix:"):
+        return "http://localhost"
     return url.replace("//0.0.0.0", "//127.0.0.1").replace("//[::]", "//[::1]")
 
 
