@@ -460,7 +460,8 @@ def listen(
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigurationError(
-            f"cannot listen on {config.host} port {config.port}: {reason}; choose another --host or --port"
+            f"cannot listen on {config.host} port {config.port}: {reason}; "
+            "choose another --host or --port"
         ) from error
 
 
