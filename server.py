@@ -393,6 +393,11 @@ class Handler(httpd.Handler):
         answer: Answer = self.server.app.respond(request)
         return answer
 
+    def log_client(self, request: Request) -> str:
+        """Who stands in the access log: behind a trusted proxy, the one that it names."""
+        client: str = self.server.app.client(request)
+        return client
+
 
 # -- start-up
 
@@ -437,6 +442,14 @@ class Service:
         """Make `run` return; from any thread or signal handler."""
         self.http.stop()
 
+    def reload_certificate(self) -> None:
+        """Use the certificate that is in the files now; keep the old one if it cannot be read."""
+        try:
+            self.http.reload_tls()
+            self.app.log("the certificate was read again")
+        except (OSError, ValueError) as error:
+            self.app.log(f"the certificate was not read again: {error}")
+
     def _maintain(self) -> None:
         while not self._stopping.wait(min(TICK_SECONDS, self.app.keys.due_in() or TICK_SECONDS)):
             self.app.maintain()
@@ -452,6 +465,8 @@ def listen(
             Handler,
             host=config.host,
             port=config.port,
+            max_connections=config.max_connections,
+            max_per_client=config.max_per_client,
             tls=tls,
             access_log=config.access_log,
             log=log,
@@ -586,7 +601,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.write(f"server.py: {error}")
         log.flush(1.0)
         return 2
-    stop_on_signals(service)
+    obey_signals(service)
     log.write(service.app.ready_line(service.http.url))
     service.run()
     log.flush(1.0)
@@ -607,8 +622,11 @@ def occupy_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
 
 
-def stop_on_signals(service: Service) -> None:
-    """The first SIGTERM or Ctrl-C finishes what is in flight, a second one ends at once."""
+def obey_signals(service: Service) -> None:
+    """The first SIGTERM or Ctrl-C finishes what is in flight, a second one ends at once.
+
+    SIGHUP reads the certificate again.
+    """
 
     def handle(number: int, frame: object) -> None:
         for repeated in (signal.SIGTERM, signal.SIGINT):
@@ -617,6 +635,8 @@ def stop_on_signals(service: Service) -> None:
 
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        signal.signal(signal.SIGHUP, lambda number, frame: service.reload_certificate())
 
 
 if __name__ == "__main__":
