@@ -611,7 +611,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     for name, words in ARGUMENTS.items():
         parser.add_argument(name, **words)
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # the token before or after options
     try:
         return run(options)
     except InvalidToken as error:

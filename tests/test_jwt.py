@@ -447,6 +447,14 @@ class CommandLine(unittest.TestCase):
         status, out, _ = self.run_it("decode", self.fresh(), "--jwks", str(self.jwks))
         self.assertEqual((status, json.loads(out)["sub"]), (0, "joe"))
 
+    def test_the_token_may_stand_before_or_after_the_options(self) -> None:
+        for words in (
+            ("--jwks", str(self.jwks), self.fresh()),
+            (self.fresh(), "--jwks", str(self.jwks)),
+        ):
+            self.assertEqual(self.run_it("decode", *words)[0], 0)
+        self.assertEqual(self.run_it("--jwks", str(self.jwks), "decode", self.fresh())[0], 0)
+
     def test_the_token_may_come_from_standard_input(self) -> None:
         status, _, _ = self.run_it("decode", "--jwks", str(self.jwks), stdin=self.fresh() + "\n")
         self.assertEqual(status, 0)
