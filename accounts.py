@@ -1,0 +1,432 @@
+"""Users, their Argon2id hashes, and the log of who tried to log in.
+
+    register       name, e-mail -> a generated password, shown once
+    authenticate   name, password -> the account; exactly one hashing step, whoever asks
+    record         what came of it, on disk before the answer leaves
+
+Rules of this file:
+- Unknown user and wrong password cost the same and look the same: one Argon2 verification, against
+  the stored hash or against a dummy made with the same parameters.
+- No more hashing at once than there are cores: each takes 19 MiB, and more would only queue.
+- What an unknown user typed as a name is never stored: people type their password there.
+- Names are compared after Unicode NFC; what could be mistaken for another name (control and format
+  characters, odd spaces, a difference in ASCII case only) is not a name.
+
+SQL on `users`, `auth_logs` and `auth_outcomes`, and argon2, stay in this file.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import os
+import re
+import sqlite3
+import threading
+import time
+import unicodedata
+import uuid
+from collections import OrderedDict
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from typing import Callable, NamedTuple
+
+import argon2
+
+from database import Database
+
+MAX_NAME = 64  # code points: fits a log line; also what a `sub` may sensibly be
+MAX_EMAIL = 254  # RFC 5321 §4.5.3.1.3, less the two angle brackets
+MAX_PASSWORD = 1024  # code points; a generated one has 36
+# Local part and domain as RFC 5321 bounds them; quoting and address literals are left out.
+EMAIL = re.compile(
+    r"[^\s@]{1,64}@(?=.{1,253}\Z)(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+"
+    r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+)
+HASH = re.compile(
+    r"\$argon2id\$v=19\$m=([0-9]{1,8}),t=([0-9]{1,4}),p=([0-9]{1,3})\$[A-Za-z0-9+/$]+"
+)
+MAX_COST_FACTOR = 4  # a stored hash may cost this many times ours: an edited row is no lever
+HASH_WAIT_SECONDS = 2.0  # for a free core; longer means overload, and the answer is 503
+RECENT_ROWS = 65_536  # read at a start to prime the limiter: as many as it has sources
+PRUNED_ROWS = 1_000  # a second at the most: 10 ms of the writer, and more than can be logged
+VERIFIED_ENTRIES = 65_536  # remembered verifications; about 20 MB when full
+
+
+class HashCost(NamedTuple):
+    """Argon2id's parameters.
+
+    The default is OWASP's floor. It guards chosen passwords against guessing; ours are generated
+    and have 122 random bits, which no hash, however slow, could make harder to guess.
+    """
+
+    time: int = 2
+    memory_kib: int = 19_456
+    lanes: int = 1
+
+
+OWASP_FLOOR = HashCost()
+
+
+class User(NamedTuple):
+    """An account that proved its password. `new_hash` replaces one made at another cost."""
+
+    id: int
+    name: str
+    password_hash: str
+    new_hash: str | None = None
+
+
+class Malformed(ValueError):
+    """This cannot be a name, an e-mail address or a password; the sentence says why."""
+
+
+class NameTaken(Exception):
+    """The name or the e-mail address belongs to an account (which of the two is not said)."""
+
+
+class UnknownUser(Exception):
+    """An operator named an account that does not exist."""
+
+
+class InvalidCredentials(Exception):
+    """No such user, or not its password. `outcome` and `user_id` are for the log only."""
+
+    def __init__(self, outcome: str, user_id: int | None) -> None:
+        super().__init__("unknown user or wrong password")
+        self.outcome = outcome
+        self.user_id = user_id
+
+
+class Busy(Exception):
+    """No core was free to hash in time."""
+
+
+# -- what is a name, an e-mail address, a password
+
+
+def checked_name(text: str) -> str:
+    """The name in NFC.
+
+    Raises:
+        Malformed: not 1 to 64 printable characters, or with spaces or a colon where none may be.
+    """
+    name = unicodedata.normalize("NFC", text)
+    if not 1 <= len(name) <= MAX_NAME:
+        raise Malformed(f"username must have 1 to {MAX_NAME} characters")
+    # isprintable() is False for control, format, private and unassigned characters, lone
+    # surrogates, and every space but U+0020.
+    if not name.isprintable() or ":" in name:
+        raise Malformed("username must consist of printable characters, without a colon")
+    if name.strip(" ") != name or "  " in name:
+        raise Malformed("username must not begin or end with a space or hold two in a row")
+    return name
+
+
+def checked_email(text: str) -> str:
+    """The address as typed.
+
+    Raises:
+        Malformed: it is not of the form local@domain.tld.
+    """
+    if len(text) > MAX_EMAIL or not text.isprintable() or not EMAIL.fullmatch(text):
+        raise Malformed("email must be an address like name@example.org, or be left out")
+    return text
+
+
+def checked_password(text: str) -> str:
+    """The password, unchanged: it is compared character for character.
+
+    Raises:
+        Malformed: it is empty, too long, or not Unicode text.
+    """
+    if not 1 <= len(text) <= MAX_PASSWORD:
+        raise Malformed(f"password must have 1 to {MAX_PASSWORD} characters")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise Malformed("password must not hold a lone surrogate")
+    return text
+
+
+def utc_text(seconds: float) -> str:
+    """A wall-clock time as the database holds it: `YYYY-MM-DD HH:MM:SS.mmm`, UTC."""
+    moment = datetime.fromtimestamp(seconds, timezone.utc)
+    return moment.strftime("%Y-%m-%d %H:%M:%S.") + f"{moment.microsecond // 1000:03d}"
+
+
+def dummy_hash(cost: HashCost) -> str:
+    """A stored hash that no password matches, and that costs what a real one does to verify.
+
+    Its tag is random instead of computed: 256 bits that nothing hashes to, and nothing to wait for
+    at a start.
+    """
+    salt, tag = (
+        base64.b64encode(os.urandom(size)).rstrip(b"=").decode()
+        for size in (argon2.DEFAULT_RANDOM_SALT_LENGTH, argon2.DEFAULT_HASH_LENGTH)
+    )
+    return f"$argon2id$v=19$m={cost.memory_kib},t={cost.time},p={cost.lanes}${salt}${tag}"
+
+
+class Accounts:
+    """The users and the login log of one database. `clock` is the wall clock."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        cost: HashCost = OWASP_FLOOR,
+        cores: int = os.cpu_count() or 1,
+        verified_seconds: float = 0.0,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`verified_seconds`: how long a verified password is remembered; 0 for not at all."""
+        self._database = database
+        self._clock = clock
+        self._cost = cost
+        self._hasher = argon2.PasswordHasher(cost.time, cost.memory_kib, cost.lanes)
+        self._cores = threading.BoundedSemaphore(cores)
+        self._dummy = dummy_hash(cost)
+        self._verified = Verified(verified_seconds, clock=monotonic)
+
+    # -- the way of a request
+
+    def register(self, name: str, email: str | None) -> str:
+        """Create an account with a generated password (a UUIDv4, RFC 9562) and return it.
+
+        Raises:
+            NameTaken: the name or the address is in use.
+            Busy, Unavailable: not now; nothing was changed.
+        """
+        password = str(uuid.uuid4())
+        self.add(name, email, password)
+        return password
+
+    def authenticate(self, name: str, password: str) -> User:
+        """The account of this name, if this is its password.
+
+        Raises:
+            InvalidCredentials: unknown name or wrong password, at the same cost.
+            Busy, Unavailable: not now.
+        """
+        rows = self._database.read(
+            "SELECT id, username, password_hash FROM users WHERE username = ?", (name,)
+        )
+        if not rows:
+            self._matches(self._dummy, password)
+            raise InvalidCredentials("unknown_user", None)
+        user = User(*rows[0])
+        if self._verified.knows(user, password):
+            return user
+        stored_hash = user.password_hash if self._affordable(user.password_hash) else self._dummy
+        if not self._matches(stored_hash, password) or stored_hash is self._dummy:
+            raise InvalidCredentials("bad_password", user.id)
+        if self._hasher.check_needs_rehash(stored_hash):
+            return user._replace(new_hash=self._hash(password))
+        self._verified.remember(user, password)
+        return user
+
+    def record(self, address: str, outcome: str, user: User | int | None) -> None:
+        """Log an attempt, and with a success the time of the login. On disk when it returns.
+
+        Raises:
+            Unavailable: it could not be written; then no token may leave either.
+        """
+        now = utc_text(self._clock())
+        user_id = user.id if isinstance(user, User) else user
+
+        def log(connection: sqlite3.Connection) -> None:
+            row = connection.execute(
+                "INSERT INTO auth_logs (request_ip, request_timestamp, user_id) "
+                "VALUES (?, ?, (SELECT id FROM users WHERE id = ?))",
+                (address, now, user_id),
+            )
+            connection.execute(
+                "INSERT OR REPLACE INTO auth_outcomes (log_id, outcome) VALUES (?, ?)",
+                (row.lastrowid, outcome),
+            )
+            if outcome == "success":
+                connection.execute("UPDATE users SET last_login = ? WHERE id = ?", (now, user_id))
+            if isinstance(user, User) and user.new_hash:
+                # Only over the hash that was verified: a reset in between must win.
+                connection.execute(
+                    "UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?",
+                    (user.new_hash, user.id, user.password_hash),
+                )
+
+        self._database.write(log)
+
+    # -- the operator's commands
+
+    def add(self, name: str, email: str | None, password: str) -> None:
+        """Create an account with a given password. Raises as `register` does."""
+        # Asked before the hash is paid for, so that taken names are refused cheaply; the unique
+        # indexes decide if two come at the same time.
+        if self._database.read(
+            "SELECT 1 FROM users WHERE username = ? COLLATE NOCASE OR email = ? COLLATE NOCASE",
+            (name, email),
+        ):
+            raise NameTaken
+        row = (name, self._hash(password), email, utc_text(self._clock()))
+
+        def insert(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "INSERT INTO users (username, password_hash, email, date_registered) "
+                "VALUES (?, ?, ?, ?)",
+                row,
+            )
+
+        try:
+            self._database.write(insert)
+        except sqlite3.IntegrityError as error:
+            raise NameTaken from error
+
+    def reset(self, name: str) -> str:
+        """Give the account a new generated password and return it.
+
+        Raises:
+            UnknownUser: there is no such account.
+        """
+        password = str(uuid.uuid4())
+        new_hash = self._hash(password)
+        self._change_user("UPDATE users SET password_hash = ? WHERE username = ?", (new_hash, name))
+        return password
+
+    def delete(self, name: str) -> None:
+        """Delete the account; its rows in the log stay, without a name.
+
+        Raises:
+            UnknownUser: there is no such account.
+        """
+        self._change_user("DELETE FROM users WHERE username = ?", (name,), forget=name)
+
+    def _change_user(self, sql: str, values: tuple[str, ...], forget: str | None = None) -> None:
+        def change(connection: sqlite3.Connection) -> int:
+            if forget is not None:
+                connection.execute(
+                    "UPDATE auth_logs SET user_id = NULL "
+                    "WHERE user_id = (SELECT id FROM users WHERE username = ?)",
+                    (forget,),
+                )
+            return connection.execute(sql, values).rowcount
+
+        if not self._database.write(change):
+            raise UnknownUser(f"there is no user {values[-1]!r}")
+
+    def users(self) -> list[tuple[str, str | None, str, str | None]]:
+        """Name, e-mail, registration and last login of every account, by name."""
+        return [
+            (name, email, registered, last_login)
+            for name, email, registered, last_login in self._database.read(
+                "SELECT username, email, date_registered, last_login FROM users ORDER BY username"
+            )
+        ]
+
+    def recent_attempts(self, seconds: float) -> list[tuple[str, float]]:
+        """Address and age in seconds of the logged attempts of the last `seconds`."""
+        now = self._clock()
+        # The newest rows by number: the log has no index on time and may be millions long.
+        return [
+            (address, max(0.0, round(age, 3)))
+            for address, age in self._database.read(
+                "SELECT request_ip, (julianday(?) - julianday(request_timestamp)) * 86400.0 "
+                "FROM auth_logs WHERE id > (SELECT coalesce(max(id), 0) - ? FROM auth_logs) "
+                "AND request_timestamp BETWEEN ? AND ? ORDER BY id",
+                (utc_text(now), RECENT_ROWS, utc_text(now - seconds), utc_text(now)),
+            )
+        ]
+
+    def prune_log(self, seconds: float) -> None:
+        """Delete log rows older than `seconds`, a bounded number of the oldest at a time.
+
+        Raises:
+            Unavailable: the database cannot be written; the next call tries again.
+        """
+        before = utc_text(self._clock() - seconds)
+        oldest = self._database.read("SELECT request_timestamp FROM auth_logs ORDER BY id LIMIT 1")
+        if not oldest or not oldest[0][0] < before:
+            return
+
+        def prune(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "DELETE FROM auth_logs WHERE request_timestamp < ? "
+                "AND id IN (SELECT id FROM auth_logs ORDER BY id LIMIT ?)",
+                (before, PRUNED_ROWS),
+            )
+
+        self._database.write(prune)
+
+    # -- hashing
+
+    def _matches(self, stored_hash: str, password: str) -> bool:
+        with self._core():
+            try:
+                return self._hasher.verify(stored_hash, password)
+            except (argon2.exceptions.VerifyMismatchError, argon2.exceptions.InvalidHashError):
+                return False
+            except argon2.exceptions.VerificationError as error:
+                raise Busy("no memory to hash with") from error
+
+    def _hash(self, password: str) -> str:
+        with self._core():
+            return self._hasher.hash(password)
+
+    @contextlib.contextmanager
+    def _core(self) -> Iterator[None]:
+        if not self._cores.acquire(timeout=HASH_WAIT_SECONDS):
+            raise Busy("every core is hashing")
+        try:
+            yield
+        finally:
+            self._cores.release()
+
+    def _affordable(self, stored_hash: str) -> bool:
+        """Whether this is an Argon2id hash that we can pay for; anything else matches nothing."""
+        parts = HASH.fullmatch(stored_hash)
+        if parts is None:
+            return False
+        memory, passes, lanes = map(int, parts.groups())
+        ours = self._cost.time * self._cost.memory_kib
+        return memory * passes <= MAX_COST_FACTOR * ours and lanes <= 16
+
+
+class Verified:
+    """Passwords that Argon2 verified a while ago, so that the same login need not pay again.
+
+    Holds no password: a keyed BLAKE2b under a key that dies with the process, over the password and
+    the stored hash it matched. A reset or a deletion, by whichever process, changes the stored hash
+    and so ends the entry. A wrong password is never found here and always pays for Argon2.
+    """
+
+    def __init__(self, seconds: float, *, clock: Callable[[], float]) -> None:
+        """`seconds`: how long an entry counts; 0 remembers nothing."""
+        self._seconds = seconds
+        self._clock = clock
+        self._key = os.urandom(64)
+        self._lock = threading.Lock()  # guards _entries
+        self._entries: OrderedDict[int, tuple[bytes, float]] = OrderedDict()
+
+    def knows(self, user: User, password: str) -> bool:
+        """Whether exactly this password was verified against the hash the user has now."""
+        if not self._seconds:
+            return False
+        entry = self._entries.get(user.id)
+        if entry is None or self._clock() >= entry[1]:
+            return False
+        return hmac.compare_digest(entry[0], self._digest(user, password))
+
+    def remember(self, user: User, password: str) -> None:
+        """Note that Argon2 has just verified it; the oldest entry makes room."""
+        if not self._seconds:
+            return
+        with self._lock:
+            self._entries.pop(user.id, None)
+            self._entries[user.id] = self._digest(user, password), self._clock() + self._seconds
+            if len(self._entries) > VERIFIED_ENTRIES:
+                self._entries.popitem(last=False)
+
+    def _digest(self, user: User, password: str) -> bytes:
+        # A stored hash holds no NUL and is hashed first: no other pair gives the same bytes.
+        bound = f"{user.password_hash}\0{password}".encode()
+        return hashlib.blake2b(bound, key=self._key, digest_size=32).digest()

@@ -1,0 +1,176 @@
+#!/usr/bin/env python3
+"""The operator's commands: keys and users, while the server runs or before it ever did.
+
+    python admin.py [--db FILE] keys list
+    python admin.py [--db FILE] users list | add NAME | reset NAME | delete NAME
+
+Rules of this file:
+- A command is one row of `COMMANDS` and one function: parsed arguments and the opened database in,
+  lines for standard output out. A running server notices the change with its next request.
+- Lists are lines of fields separated by tabs, a heading first, so that cut and grep can read them.
+- Exit codes: 0 done, 1 refused (the sentence says why), 2 the command line or the configuration.
+- A password is never an argument, which every user of the machine could read: it comes from
+  standard input, or is made here and printed once.
+
+Left out: whatever the HTTP routes do. This is for whoever may write the database file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, MutableMapping, Sequence
+from typing import Callable, NamedTuple, TextIO
+
+import server  # isort: skip  # first of all: it says in one line which package is missing
+import accounts
+import keystore
+import settings
+from database import CannotOpen, Database, Unavailable
+
+Lines = Iterable[str]
+
+
+class Refused(Exception):
+    """The command cannot be carried out; the sentence says why."""
+
+
+class Desk(NamedTuple):
+    """What a command works with."""
+
+    config: settings.Settings
+    database: Database
+    environ: MutableMapping[str, str]
+    stdin: TextIO
+
+    def accounts(self) -> accounts.Accounts:
+        """The users and the log."""
+        return accounts.Accounts(self.database, cost=self.config.argon2)
+
+    def keys(self) -> keystore.KeyStore:
+        """The keys, opened with the secret that the server would use."""
+        secret = settings.load_secret(self.database, self.environ, tell)
+        keys = keystore.KeyStore(self.database, secret, self.config.policy, log=tell)
+        keys.open()
+        return keys
+
+
+def keys_list(desk: Desk, options: argparse.Namespace) -> Lines:
+    """Every key: kid, expiry and what it is for now."""
+    yield "kid\texpires\tstate"
+    if keystore.has_keys(desk.database):
+        for kid, exp, state in desk.keys().listing():
+            yield f"{kid}\t{accounts.utc_text(exp)[:19]}\t{state}"
+
+
+def users_list(desk: Desk, options: argparse.Namespace) -> Lines:
+    """Every account, by name."""
+    yield "username\temail\tregistered\tlast login"
+    for name, email, registered, last_login in desk.accounts().users():
+        yield f"{name}\t{email or '-'}\t{registered}\t{last_login or 'never'}"
+
+
+def users_add(desk: Desk, options: argparse.Namespace) -> Lines:
+    """Create an account; its password is read from standard input, or generated and printed."""
+    name = accounts.checked_name(options.name)
+    email = None if options.email is None else accounts.checked_email(options.email)
+    try:
+        if not options.password_stdin:
+            return [desk.accounts().register(name, email)]
+        password = desk.stdin.read(accounts.MAX_PASSWORD + 2)
+        # One line end is the terminal's, not the password's.
+        password = password[:-1] if password.endswith("\n") else password
+        desk.accounts().add(name, email, accounts.checked_password(password))
+    except accounts.NameTaken:
+        raise Refused("the name or the e-mail address is taken") from None
+    return []
+
+
+def users_reset(desk: Desk, options: argparse.Namespace) -> Lines:
+    """Give an account a new generated password and print it; the old one ends at once."""
+    return [desk.accounts().reset(accounts.checked_name(options.name))]
+
+
+def users_delete(desk: Desk, options: argparse.Namespace) -> Lines:
+    """Delete an account. Tokens it holds stay valid until they expire."""
+    desk.accounts().delete(accounts.checked_name(options.name))
+    return []
+
+
+class Argument(NamedTuple):
+    """An argument of a command, as argparse takes it."""
+
+    name: str
+    options: dict[str, object]
+
+
+NAME = Argument("name", {"metavar": "NAME", "help": "the user"})
+EMAIL = Argument("--email", {"metavar": "ADDRESS", "help": "the e-mail address"})
+PASSWORD_STDIN = Argument(
+    "--password-stdin", {"action": "store_true", "help": "read the password from standard input"}
+)
+
+Command = Callable[[Desk, argparse.Namespace], Lines]
+COMMANDS: dict[str, tuple[Command, tuple[Argument, ...]]] = {
+    "keys list": (keys_list, ()),
+    "users list": (users_list, ()),
+    "users add": (users_add, (NAME, EMAIL, PASSWORD_STDIN)),
+    "users reset": (users_reset, (NAME,)),
+    "users delete": (users_delete, (NAME,)),
+}
+
+
+def make_parser() -> settings.Parser:
+    """The command line that the table describes."""
+    parser = settings.Parser(prog="admin.py", description=(__doc__ or "").split("\n\n")[0])
+    settings.add_settings(parser, ("db",))
+    groups: dict[str, argparse._SubParsersAction[settings.Parser]] = {
+        "": parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
+    }
+    for words, (command, arguments) in COMMANDS.items():
+        group, _, verb = words.rpartition(" ")
+        if group not in groups:
+            child = groups[""].add_parser(group, prog=f"admin.py {group}")
+            groups[group] = child.add_subparsers(metavar="COMMAND", required=True, dest="verb")
+        help_text = (command.__doc__ or "").split("\n", 1)[0]
+        leaf = groups[group].add_parser(
+            verb, prog=f"admin.py {words}", help=help_text, description=help_text
+        )
+        leaf.set_defaults(run=command)
+        for argument in arguments:
+            leaf.add_argument(argument.name, **argument.options)  # type: ignore[arg-type]
+    return parser
+
+
+def tell(line: str) -> None:
+    """A sentence for the operator, beside the output."""
+    print(line, file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    options = make_parser().parse_args(arguments)
+    environ = server.environment()
+    flags = {"db": options.db} if hasattr(options, "db") else {}
+    try:
+        config = settings.configure(flags, environ)
+        database = Database(config.db)
+    except (settings.ConfigurationError, CannotOpen) as error:
+        tell(f"admin.py: {error}")
+        return 2
+    try:
+        for line in options.run(Desk(config, database, environ, sys.stdin), options):
+            print(line)
+    except (settings.ConfigurationError, keystore.WrongSecret) as error:
+        tell(f"admin.py: {error}")
+        return 2
+    except (Refused, accounts.Malformed, accounts.UnknownUser, accounts.Busy, Unavailable) as error:
+        tell(f"admin.py: {error}")
+        return 1
+    finally:
+        database.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

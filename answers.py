@@ -1,0 +1,281 @@
+"""What the App answers: the refusals as a table, and the documents it publishes.
+
+Rules of this file:
+- Every failure is one row of `FAILURES`: its status, a stable word for programs, and a sentence for
+  people that says what to do. Nothing of the input is repeated.
+- An answer that is always the same is made once; httpd.py then keeps its bytes.
+- Nothing here decides anything: that is server.py's part.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Callable, NamedTuple
+from urllib.parse import urlsplit
+
+import accounts
+import credentials
+import httpd
+import keystore
+import ratelimit
+from database import Unavailable
+from httpd import Response, json_response
+
+MAX_AGE = 300  # s that a client may keep the JWKS: what PyJWT and Spring do unasked
+NO_STORE = (("Cache-Control", "no-store"),)  # RFC 6749 §5.1, for whatever holds a secret
+ANY_ORIGIN = (("Access-Control-Allow-Origin", "*"),)  # public documents, read by pages anywhere
+RETRY_SOON = (("Retry-After", "1"),)  # s: a full queue empties and a lock is freed in that time
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # Prometheus text exposition format
+
+
+# -- what went wrong
+
+
+class NotFound(Exception):
+    """There is nothing at this path."""
+
+
+class Forbidden(Exception):
+    """This client may not see it."""
+
+
+class NotReady(Exception):
+    """No token could be issued now."""
+
+
+class CrossSite(Exception):
+    """A browser sent it on behalf of a foreign page."""
+
+
+class MethodNotAllowed(Exception):
+    """The path exists, the method does not; the argument is the Allow field."""
+
+
+class Unauthorized(Exception):
+    """Unknown user or wrong password; the argument says whether the client used HTTP Basic."""
+
+
+class Limited(Exception):
+    """Too many requests; the argument is the answer."""
+
+
+def refuse_unauthorized(failure: Exception) -> Response:
+    """401, the same for an unknown user and a wrong password (RFC 9110 §15.5.2)."""
+    # Offered to whoever did not ask for it, Basic would make browsers open a dialog.
+    challenge = 'Basic realm="jwks", charset="UTF-8"' if failure.args[0] else 'Body realm="jwks"'
+    return httpd.error(
+        401,
+        "invalid_credentials",
+        "Unknown user or wrong password.",
+        (("WWW-Authenticate", challenge), *NO_STORE),
+    )
+
+
+def refuse_method(failure: Exception) -> Response:
+    """405 with the methods that exist (RFC 9110 §15.5.6)."""
+    allowed = failure.args[0]
+    return httpd.error(405, "method_not_allowed", f"Use {allowed}.", (("Allow", allowed),))
+
+
+def refuse_malformed(failure: Exception) -> Response:
+    """400; the sentence is one of ours and repeats nothing of the input."""
+    return httpd.error(400, "invalid_request", sentence(failure))
+
+
+def refuse_media_type(failure: Exception) -> Response:
+    """415 with what is read instead (RFC 9110 §15.5.16)."""
+    accepted = (("Accept-Post", f"{credentials.JSON}, {credentials.FORM}"),)
+    return httpd.error(415, "unsupported_media_type", sentence(failure), accepted)
+
+
+def sentence(failure: Exception) -> str:
+    """The text of a failure with a capital and a full stop."""
+    text = str(failure)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def constant(
+    status: int, word: str, description: str, headers: tuple[tuple[str, str], ...] = ()
+) -> Callable[[Exception], Response]:
+    """A refusal that is always the same, made once."""
+    response = httpd.error(status, word, description, headers)
+    return lambda failure: response
+
+
+FAILURES: dict[type[Exception], Callable[[Exception], Response]] = {
+    NotFound: constant(404, "not_found", "There is nothing at this path."),
+    MethodNotAllowed: refuse_method,
+    Forbidden: constant(403, "forbidden", "Only from addresses named in --metrics-from."),
+    CrossSite: constant(403, "cross_site", "A page of another site sent this request."),
+    NotReady: constant(503, "not_ready", "No token can be issued now.", RETRY_SOON),
+    Limited: lambda failure: failure.args[0],
+    credentials.Malformed: refuse_malformed,
+    credentials.UnsupportedMediaType: refuse_media_type,
+    accounts.Malformed: refuse_malformed,
+    accounts.NameTaken: constant(409, "already_registered", "The name or e-mail address is taken."),
+    accounts.Busy: constant(503, "busy", "Every core is hashing; try again.", RETRY_SOON),
+    Unauthorized: refuse_unauthorized,
+    keystore.NoSigningKey: constant(404, "no_key", "No usable key exists.", NO_STORE),
+    Unavailable: constant(
+        503, "database_unavailable", "The database cannot be used now; try again.", RETRY_SOON
+    ),
+}
+UNEXPECTED = httpd.error(503, "internal_error", "Something failed here; try again.", RETRY_SOON)
+
+
+def where(failure: Exception) -> str:
+    """File and line of a defect; not its message, which could quote the input."""
+    trace = failure.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else ""
+
+
+# -- limits, tokens, keys, metadata
+
+
+class Limit:
+    """The limit of one route, and its refusals made ready."""
+
+    def __init__(
+        self, name: str, rules: tuple[ratelimit.Rule, ...], monotonic: Callable[[], float]
+    ) -> None:
+        self.limiter = ratelimit.Limiter(rules, clock=monotonic)
+        self.refused = 0
+        self._name = name
+        self._policy = ratelimit.policy_header(rules, name)
+        # As many as there are waits within a minute or two, by rule.
+        self.refusal = functools.lru_cache(maxsize=256)(self._refusal)
+
+    def admit(self, client: str) -> None:
+        """Take a slot for the client, or raise Limited."""
+        verdict = self.limiter.hit(ratelimit.source(client))
+        if not verdict.allowed:
+            self.refused += 1
+            raise Limited(self.refusal(verdict))
+
+    def _refusal(self, verdict: ratelimit.Verdict) -> Response:
+        headers = (
+            ("Retry-After", str(verdict.retry_after)),
+            ("RateLimit-Policy", self._policy),
+            ("RateLimit", ratelimit.limit_header(verdict, self._name)),
+            *NO_STORE,
+        )
+        advice = f"Too many requests; try again in {verdict.retry_after} s."
+        return httpd.error(429, "too_many_requests", advice, headers)
+
+
+def token_response(token: str, claims: Mapping[str, Any], expired: bool) -> Response:
+    """The answer of /auth (RFC 6749 §5.1 names the members)."""
+    expires_in = 0 if expired else claims["exp"] - claims["iat"]
+    document = {"token": token, "token_type": "Bearer", "expires_in": expires_in}
+    return json_response(200, document, NO_STORE)
+
+
+class PublishedKeys(NamedTuple):
+    """The JWKS as it is answered between two moments."""
+
+    key_set: keystore.KeySet
+    etag: str
+    response: Response
+    not_modified: Response
+    since: float
+    until: float
+
+
+def publish(key_set: keystore.KeySet, now: float) -> PublishedKeys:
+    """The answers for this set of keys; their max-age never reaches past its next change."""
+    left = int(max(0, key_set.until - now)) if key_set.keys else 0
+    document = json_response(200, key_set.document())
+    etag = f'"{hashlib.sha256(document.body).hexdigest()[:32]}"'
+    shared = (("ETag", etag), cached(min(MAX_AGE, left)), *ANY_ORIGIN)
+    return PublishedKeys(
+        key_set,
+        etag,
+        Response(200, (*document.headers, *shared), document.body),
+        Response(304, shared),
+        since=now,
+        # max-age counts down in whole seconds once the next change is near.
+        until=key_set.until - MAX_AGE if left > MAX_AGE else now + 1,
+    )
+
+
+def cached(seconds: int) -> tuple[str, str]:
+    """The field that lets anybody keep an answer (RFC 9111 §5.2.2)."""
+    return "Cache-Control", f"public, max-age={seconds}"
+
+
+def etag_matches(field: str, etag: str) -> bool:
+    """If-None-Match (RFC 9110 §13.1.2): weak comparison against a list, or `*`."""
+    candidates = (candidate.strip(" \t") for candidate in field.split(","))
+    return field.strip(" \t") == "*" or any(
+        candidate in (etag, f"W/{etag}") for candidate in candidates
+    )
+
+
+def server_metadata(issuer: str) -> dict[str, object]:
+    """RFC 8414 §2, with what OpenID Connect Discovery §3 requires besides."""
+    base = issuer.rstrip("/")
+    return {
+        "issuer": issuer,
+        "jwks_uri": f"{base}/.well-known/jwks.json",
+        "token_endpoint": f"{base}/auth",
+        "token_endpoint_auth_methods_supported": ["none"],
+        "grant_types_supported": ["password"],
+        "response_types_supported": ["token"],
+        "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": ["RS256"],
+    }
+
+
+def origin_of(url: str) -> str:
+    """Scheme and authority (RFC 6454 §4)."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def https(origin: str) -> str:
+    """The same host behind a proxy that ends TLS."""
+    return "https" + origin[4:]
+
+
+def exposition(
+    http: httpd.Stats,
+    logins: Mapping[str, int],
+    limited: Mapping[str, int],
+    sources: Mapping[str, int],
+    keys: Mapping[str, int],
+) -> str:
+    """The counters in the Prometheus text exposition format, version 0.0.4."""
+    refused = {
+        "server_full": http.rejected_full,
+        "client_share": http.rejected_client,
+        "queue_full": http.rejected_busy,
+    }
+    rows: tuple[tuple[str, str, str, str, Mapping[Any, int]], ...] = (
+        ("responses_total", "counter", "Answers by status.", "status", http.requests),
+        ("connections", "gauge", "Open connections.", "", {"": http.connections_open}),
+        ("connections_total", "counter", "Connections.", "", {"": http.connections_accepted}),
+        ("queue", "gauge", "Requests that wait for a worker.", "", {"": http.queue_depth}),
+        ("rejected_total", "counter", "Turned away under load.", "reason", refused),
+        ("timeouts_total", "counter", "Clients that were too slow.", "", {"": http.timeouts}),
+        ("log_lines_dropped_total", "counter", "Lines lost.", "", {"": http.log_lines_dropped}),
+        ("logins_total", "counter", "Attempts at /auth by outcome.", "outcome", logins),
+        ("limited_total", "counter", "Requests answered 429.", "route", limited),
+        ("limiter_sources", "gauge", "Addresses the limiter holds.", "route", sources),
+        ("keys", "gauge", "Published keys.", "", keys),
+    )
+    return "".join(family(*row) for row in rows)
+
+
+def family(name: str, kind: str, help_text: str, label: str, values: Mapping[Any, int]) -> str:
+    """One metric with its help, its type and its samples."""
+    name = f"jwks_{name}"
+    samples = "".join(
+        f'{name}{{{label}="{value}"}} {count}\n' if label else f"{name} {count}\n"
+        for value, count in sorted(dict(values).items())
+    )
+    return f"# HELP {name} {help_text}\n# TYPE {name} {kind}\n{samples}"

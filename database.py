@@ -1,0 +1,330 @@
+"""SQLite, so that "acknowledged" means "on disk": read connections, one writer, the schema.
+
+    any thread   read(sql) ---------------> its own read connection           (WAL: never waits)
+    any thread   write(job) --> queue --+
+    any thread   write(job) --> queue --+-> writer thread: BEGIN IMMEDIATE, a savepoint a job,
+    any thread   write(job) --> queue --+   COMMIT (fsync), then every job is answered
+
+Rules of this file:
+- A `write` returns after the commit that holds it is on disk (`synchronous=FULL`), or raises. Forty
+  jobs that wait together share one commit, so a durable log costs a fraction of an fsync.
+- Before a job is answered, the file that was written must still be the one of that name: whoever
+  deletes or replaces it does not get writes acknowledged into a file that nobody will ever see.
+- SQLite's own failures (busy, full, damaged, gone) are one exception, `Unavailable`. They leave
+  nothing half done, and the next call tries again.
+- No SQL about keys or users: those rows belong to keystore.py and accounts.py.
+
+Left out: reopening. After the file was deleted or replaced the server keeps refusing to write until
+it is started again, because its write-ahead log may still lie beside the new file.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sqlite3
+import threading
+from pathlib import Path
+from typing import Any, Callable, TypeVar
+
+T = TypeVar("T")
+
+BUSY_SECONDS = 5.0  # how long another process may hold the write lock before we answer 503
+BATCH_JOBS = 256  # jobs in one commit at the most: bounds how long the first of them waits
+SCHEMA = Path(__file__).with_name("schema.sql")
+MIGRATIONS = (SCHEMA,)  # the script at place n turns PRAGMA user_version n into n + 1
+
+# The tables that other programs read with us; a file with other columns in them is not ours.
+COLUMNS = {
+    "keys": ("kid", "key", "exp"),
+    "users": ("id", "username", "password_hash", "email", "date_registered", "last_login"),
+    "auth_logs": ("id", "request_ip", "request_timestamp", "user_id"),
+}
+
+
+class CannotOpen(Exception):
+    """The file cannot be used as our database; the sentence says why and what to do."""
+
+
+class Unavailable(Exception):
+    """SQLite could not do it now (busy, full, damaged, gone). Nothing was changed."""
+
+
+class Database:
+    """One SQLite file: `read` from any thread, `write` through the one writer thread."""
+
+    def __init__(self, path: str | os.PathLike[str], *, busy_seconds: float = BUSY_SECONDS) -> None:
+        """Open or create the file (mode 0600), bring its schema up to date.
+
+        Raises:
+            CannotOpen: it is not a database, not ours, from a newer version, or not writable.
+        """
+        self.path = Path(path).absolute()
+        self._busy_seconds = busy_seconds
+        self._local = threading.local()
+        self._readers: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()  # guards _readers and _closed
+        self._closed = False
+        try:
+            _create_private(self.path)
+            self._writer = self._connect()
+            _prepare(self._writer)
+            self._identity = _identity(self.path)
+        except (OSError, sqlite3.Error, CannotOpen) as error:
+            raise CannotOpen(_why_not(self.path, error)) from error
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write_batches, name="writer", daemon=True)
+        self._thread.start()
+
+    def read(self, sql: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a SELECT, through this thread's own connection.
+
+        Raises:
+            Unavailable: SQLite could not read the file.
+        """
+        try:
+            return self._reader().execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise Unavailable(f"cannot read {self.path.name}: {error}") from error
+
+    def write(self, job: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `job(connection)` in a transaction; return its result once it is on disk.
+
+        `job` runs on the writer thread, must not block, and may raise: its changes are then undone
+        and the exception is raised here, without harm to the jobs that share the commit.
+
+        Raises:
+            Unavailable: SQLite could not commit it. Nothing was changed.
+        """
+        entry = _Job(job)
+        with self._lock:
+            if self._closed:
+                raise Unavailable("the database is closed")
+            self._jobs.put(entry)
+        entry.done.acquire()  # released by the writer thread
+        if entry.error is not None:
+            raise entry.error
+        return entry.result  # type: ignore[no-any-return]
+
+    def stamp(self) -> object:
+        """A value that differs from an earlier one on this thread if the file changed in between.
+
+        Costs a few microseconds: it is asked once per turn of the event loop.
+
+        Raises:
+            Unavailable: the file is gone or was replaced, or SQLite could not read it.
+        """
+        self._require_same_file()
+        return self.read("PRAGMA data_version")[0][0]
+
+    def backup(self, target: str | os.PathLike[str]) -> None:
+        """Copy a consistent state to the new file `target` while others read and write.
+
+        Raises:
+            CannotOpen: the target exists or cannot be written.
+        """
+        try:
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            copy = sqlite3.connect(target)
+            try:
+                self._reader().backup(copy)
+            finally:
+                copy.close()
+        except (OSError, sqlite3.Error) as error:
+            raise CannotOpen(f"cannot write the backup {os.fspath(target)}: {error}") from error
+
+    def close(self) -> None:
+        """Write what is queued, then close every connection. May be called twice."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._jobs.put(None)
+        self._thread.join()
+        for connection in [*self._readers, self._writer]:
+            connection.close()
+
+    # -- connections
+
+    def _connect(self) -> sqlite3.Connection:
+        # mode=rw: a connection made after the file was deleted must not create an empty one.
+        # check_same_thread: a connection is used by one thread; only close() comes from another.
+        connection = sqlite3.connect(
+            self.path.as_uri() + "?mode=rw",
+            uri=True,
+            timeout=self._busy_seconds,
+            isolation_level=None,  # transactions are ours alone
+            check_same_thread=False,
+        )
+        connection.execute("PRAGMA foreign_keys=ON")
+        return connection
+
+    def _reader(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._connect()
+            connection.execute("PRAGMA query_only=ON")
+            with self._lock:
+                if self._closed:
+                    connection.close()
+                    raise Unavailable("the database is closed")
+                self._readers.append(connection)
+            self._local.connection = connection
+        return connection
+
+    def _require_same_file(self) -> None:
+        try:
+            same = _identity(self.path) == self._identity
+        except OSError:
+            same = False
+        if not same:
+            raise Unavailable(
+                f"{self.path} was deleted or replaced while the server was running: "
+                "put the file back, or stop the server and start it again"
+            )
+
+    # -- the writer thread
+
+    def _write_batches(self) -> None:
+        while True:
+            batch = [self._jobs.get()]
+            while len(batch) < BATCH_JOBS and batch[-1] is not None:
+                try:
+                    batch.append(self._jobs.get_nowait())
+                except queue.Empty:
+                    break
+            jobs = [job for job in batch if job is not None]
+            try:
+                if jobs:
+                    self._commit(jobs)
+            except Exception as error:
+                # sqlite3 failures and whatever else (MemoryError): all of the batch was undone.
+                failure = error if isinstance(error, Unavailable) else Unavailable(str(error))
+                for job in jobs:
+                    job.error = failure
+            for job in jobs:
+                job.done.release()
+            if batch[-1] is None:
+                return
+
+    def _commit(self, jobs: list[_Job]) -> None:
+        self._require_same_file()
+        self._writer.execute("BEGIN IMMEDIATE")
+        try:
+            for job in jobs:
+                self._run(job)
+            self._writer.execute("COMMIT")
+        except BaseException:
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+            raise
+        self._require_same_file()
+
+    def _run(self, job: _Job) -> None:
+        self._writer.execute("SAVEPOINT job")
+        try:
+            job.result = job.function(self._writer)
+        except Exception as error:
+            # A full disk or an I/O error ends the whole transaction, not only this savepoint: then
+            # nothing of the batch is left to commit, and every job must hear of it.
+            if not self._writer.in_transaction:
+                raise
+            self._writer.execute("ROLLBACK TO job")
+            job.error = _as_unavailable(error)
+        self._writer.execute("RELEASE job")
+
+
+class _Job:
+    """A function to run on the writer thread, and the place where its outcome is put."""
+
+    __slots__ = ("done", "error", "function", "result")
+
+    def __init__(self, function: Callable[[sqlite3.Connection], Any]) -> None:
+        self.function = function
+        self.result: Any = None
+        self.error: Exception | None = None
+        self.done = (
+            threading.Lock()
+        )  # held until the outcome is there: an Event costs ten times more
+        self.done.acquire()
+
+
+def _as_unavailable(error: Exception) -> Exception:
+    """SQLite's own trouble as `Unavailable`; a broken constraint stays what it is."""
+    if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError):
+        return Unavailable(str(error))
+    return error
+
+
+def _create_private(path: Path) -> None:
+    """Make the file with mode 0600 before SQLite does with 0644; -wal and -shm take its mode."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        return
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    """WAL, durability, schema. Nothing is written to a file that turns out not to be ours."""
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(MIGRATIONS):
+        raise CannotOpen(f"its schema has version {version}, newer than this program knows")
+    _require_our_columns(connection)
+    if connection.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
+        raise CannotOpen("its file system cannot hold a write-ahead log; use a local disk")
+    connection.execute("PRAGMA synchronous=FULL")  # an fsync a commit: acknowledged means on disk
+    if version < len(MIGRATIONS):
+        _migrate(connection)
+    # Only the small table without which nothing works: a check of everything would make the start
+    # as slow as the log is long. `admin.py doctor` reads the whole file.
+    damage = connection.execute("PRAGMA quick_check(keys)").fetchone()[0]
+    if damage != "ok":
+        raise CannotOpen(f"the table keys is damaged ({damage}); restore a backup")
+
+
+def _require_our_columns(connection: sqlite3.Connection) -> None:
+    for table, expected in COLUMNS.items():
+        found = tuple(row[1] for row in connection.execute(f"PRAGMA table_info({table})"))
+        if found and found != expected:
+            raise CannotOpen(
+                f"its table {table} has the columns {', '.join(found)}; "
+                f"{', '.join(expected)} are needed: choose another file with --db"
+            )
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        # Read again under the lock: another process may just have done it.
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        for script in MIGRATIONS[version:]:
+            for statement in _statements(script.read_text(encoding="utf-8")):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+
+
+def _statements(script: str) -> list[str]:
+    """The single statements of a script: executescript() would commit behind our back."""
+    found, statement = [], ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            found.append(statement)
+            statement = ""
+    return found
+
+
+def _why_not(path: Path, error: Exception) -> str:
+    if not path.parent.is_dir():
+        return f"cannot open the database {path}: its directory does not exist; make it first"
+    reason = str(error) or type(error).__name__
+    return f"cannot open the database {path}: {reason}; name another file with --db"

@@ -1,0 +1,45 @@
+-- The database of the server: three tables that other programs read with fixed columns, and what
+-- belongs to them in tables of its own. Times are UTC text, 'YYYY-MM-DD HH:MM:SS.SSS', unless a
+-- column says otherwise. database.py runs this file once, as version 1 (PRAGMA user_version).
+
+-- One row per RSA key. Rows are never changed except to seal a key anew; rotation adds a row and
+-- retention removes one. The key cannot be read, prolonged or exchanged without NOT_MY_KEY.
+CREATE TABLE IF NOT EXISTS keys(
+    kid INTEGER PRIMARY KEY AUTOINCREMENT,  -- number of the row; tokens name the RFC 7638 thumbprint
+    key BLOB NOT NULL,                      -- the private JWK as compact JWE (dir, A256CBC-HS512)
+    exp INTEGER NOT NULL                    -- expiry, seconds since 1970; sealed into `key` as well
+);
+
+-- One row per account. The password is generated, shown once and kept only as its Argon2id hash.
+CREATE TABLE IF NOT EXISTS users(
+    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never used twice, so a log row keeps its meaning
+    username TEXT NOT NULL UNIQUE,          -- NFC; the `sub` of the tokens
+    password_hash TEXT NOT NULL,            -- $argon2id$v=19$m=...,t=...,p=...$salt$hash
+    email TEXT UNIQUE,                      -- as typed, or NULL
+    date_registered TIMESTAMP DEFAULT CURRENT_TIMESTAMP,
+    last_login TIMESTAMP                    -- of the last token issued; NULL before the first
+);
+
+-- Names and addresses that differ only in ASCII case would be two accounts that people confuse.
+CREATE UNIQUE INDEX IF NOT EXISTS users_username_nocase ON users(username COLLATE NOCASE);
+CREATE UNIQUE INDEX IF NOT EXISTS users_email_nocase ON users(email COLLATE NOCASE);
+
+-- One row per attempt at POST /auth that the limiter let through with well-formed credentials,
+-- failed ones too. What an unknown user typed is never stored: it may be a password.
+CREATE TABLE IF NOT EXISTS auth_logs(
+    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- grows with time: old rows are found by it
+    request_ip TEXT NOT NULL,               -- the client's address
+    request_timestamp TIMESTAMP DEFAULT CURRENT_TIMESTAMP,
+    user_id INTEGER,                        -- NULL where the user is unknown, or was deleted since
+    FOREIGN KEY(user_id) REFERENCES users(id)
+);
+
+-- Deleting a user looks for the rows that name it; without this it would read the whole log.
+CREATE INDEX IF NOT EXISTS auth_logs_user_id ON auth_logs(user_id) WHERE user_id IS NOT NULL;
+
+-- How an attempt ended: one row per row of auth_logs, which has no column to spare for it.
+CREATE TABLE IF NOT EXISTS auth_outcomes(
+    log_id INTEGER PRIMARY KEY,             -- auth_logs.id
+    outcome TEXT NOT NULL,                  -- success, bad_password, unknown_user or no_key
+    FOREIGN KEY(log_id) REFERENCES auth_logs(id) ON DELETE CASCADE
+);

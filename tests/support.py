@@ -1,0 +1,107 @@
+"""What the tests of several modules need: a clock to set, a database to throw away, an App."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import unittest
+from functools import cache
+from pathlib import Path
+from unittest import mock
+
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+import keystore
+import server
+import settings
+from database import Database
+from httpd import Later, Request, Response
+
+CHEAPEST = "t=1,m=8,p=1"  # Argon2id's least: the tests are not about its strength
+ROOT = Path(server.__file__).parent
+
+
+class Clock:
+    """A clock that goes only when it is told to."""
+
+    def __init__(self, now: float = 1_800_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@cache
+def some_key(number: int) -> rsa.RSAPrivateKey:
+    """One of a few RSA keys made once for the whole run."""
+    return rsa.generate_private_key(65537, 2048)
+
+
+class TemporaryFolder(unittest.TestCase):
+    """A test with a folder of its own."""
+
+    def setUp(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="jwks-test-"))
+        self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
+        self.path = self.folder / "keys.db"
+
+    def open_database(self, **options) -> Database:
+        database = Database(self.path, **options)
+        self.addCleanup(database.close)
+        return database
+
+
+class AppTest(TemporaryFolder):
+    """A test of the App at its seam: no socket, no thread but the writer's."""
+
+    settings: dict = {}
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.clock, self.monotonic = Clock(), Clock(1000.0)
+        self.lines: list[str] = []
+        self.app = self.open_app(**self.settings)
+
+    def open_app(self, **values) -> server.App:
+        """An App on the test's database; RSA keys are not made anew for every test."""
+        config = settings.make_settings({"db": str(self.path), "argon2": CHEAPEST, **values})
+        numbers = iter(range(100))
+        with mock.patch.object(keystore, "generate", lambda: some_key(next(numbers))):
+            app = server.open_app(
+                config,
+                {"NOT_MY_KEY": "a secret of the tests"},
+                "http://127.0.0.1:8080",
+                self.lines.append,
+                clock=self.clock,
+                monotonic=self.monotonic,
+            )
+        self.addCleanup(app.database.close)
+        return app
+
+    def call(
+        self, method, path, document=None, *, headers=None, query="", client="127.0.0.1", raw=None
+    ) -> Response:
+        """What the server answers, a Later resolved."""
+        body = (
+            raw if raw is not None else b"" if document is None else json.dumps(document).encode()
+        )
+        self.app.notice_changes()
+        answer = self.app.respond(Request(method, path, query, headers or {}, body, client))
+        return answer() if isinstance(answer, Later) else answer
+
+    def register(self, name="alice", **members) -> str:
+        response = self.call("POST", "/register", {"username": name, **members})
+        self.assertEqual(response.status, 201, response.body)
+        return json.loads(response.body)["password"]
+
+    def login(self, name, password, **options) -> Response:
+        return self.call("POST", "/auth", {"username": name, "password": password}, **options)
+
+
+def header(response: Response, name: str) -> str | None:
+    """The field of a response, or None."""
+    return next((v for k, v in response.headers if k.lower() == name.lower()), None)

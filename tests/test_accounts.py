@@ -1,0 +1,240 @@
+"""accounts.py: one hashing step whoever asks, a bounded number at once, and what is remembered."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+import unittest
+from unittest import mock
+
+import argon2
+
+import accounts
+from accounts import Accounts, Busy, HashCost, InvalidCredentials, NameTaken, UnknownUser, Verified
+from database import Unavailable
+from tests.support import Clock, TemporaryFolder
+
+CHEAPEST = HashCost(1, 8, 1)
+
+
+class AccountsTest(TemporaryFolder):
+    def setUp(self):
+        super().setUp()
+        self.clock, self.monotonic = Clock(), Clock(100.0)
+        self.database = self.open_database()
+        self.accounts = self.open_accounts()
+
+    def open_accounts(self, **options):
+        options = {"cost": CHEAPEST, "clock": self.clock, "monotonic": self.monotonic, **options}
+        return Accounts(self.database, **options)
+
+    def count_hashing(self):
+        """The calls of the hasher's two verbs from now on."""
+        calls = []
+        for verb in ("hash", "verify"):
+            real = getattr(argon2.PasswordHasher, verb)
+
+            def counted(hasher, *given, real=real, verb=verb):
+                calls.append(verb)
+                return real(hasher, *given)
+
+            patch = mock.patch.object(argon2.PasswordHasher, verb, counted)
+            patch.start()
+            self.addCleanup(patch.stop)
+        return calls
+
+    def store_hash(self, stored):
+        sql = "UPDATE users SET password_hash = ?"
+        self.database.write(lambda connection: connection.execute(sql, (stored,)))
+
+    def outcome(self, name, password):
+        try:
+            return self.accounts.authenticate(name, password).name
+        except InvalidCredentials as failure:
+            return failure.outcome
+
+
+class Authenticating(AccountsTest):
+    def test_costs_exactly_one_hashing_step_for_every_outcome(self):
+        password = self.accounts.register("alice", None)
+        self.accounts.register("gone", None)
+        self.accounts.delete("gone")
+        calls = self.count_hashing()
+        for name, given, outcome in (
+            ("alice", password, "alice"),
+            ("alice", "wrong", "bad_password"),
+            ("nobody", "wrong", "unknown_user"),
+            ("gone", password, "unknown_user"),
+        ):
+            calls.clear()
+            self.assertEqual(self.outcome(name, given), outcome)
+            self.assertEqual(calls, ["verify"])
+
+    def test_replaces_a_hash_made_at_another_cost_with_the_login(self):
+        password = self.accounts.register("alice", None)
+        before = self.database.read("SELECT password_hash FROM users")
+        self.accounts = self.open_accounts(cost=HashCost(2, 16, 1))
+        user = self.accounts.authenticate("alice", password)
+        self.accounts.record("127.0.0.1", "success", user)
+        ((after,),) = self.database.read("SELECT password_hash FROM users")
+        self.assertIn("m=16,t=2,p=1", after)
+        self.assertNotEqual([(after,)], before)
+        self.assertEqual(self.outcome("alice", password), "alice")
+
+    def test_a_reset_during_the_login_wins_over_the_new_hash(self):
+        password = self.accounts.register("alice", None)
+        self.accounts = self.open_accounts(cost=HashCost(2, 16, 1))
+        user = self.accounts.authenticate("alice", password)
+        newer = self.accounts.reset("alice")
+        self.accounts.record("127.0.0.1", "success", user)
+        self.assertEqual(self.outcome("alice", newer), "alice")
+        self.assertEqual(self.outcome("alice", password), "bad_password")
+
+    def test_a_stored_hash_that_would_cost_too_much_matches_nothing(self):
+        password = self.accounts.register("alice", None)
+        for stored in ("$argon2id$v=19$m=4194304,t=3,p=1$c29tZXNhbHQ$c29tZWhhc2g", "plain", ""):
+            self.store_hash(stored)
+            self.assertEqual(self.outcome("alice", password), "bad_password")
+
+    def test_hashes_on_no_more_threads_than_there_are_cores(self):
+        self.accounts = self.open_accounts(cores=2)
+        running, most, lock = [0], [0], threading.Lock()
+
+        def slow(hasher, stored, password):
+            with lock:
+                running[0] += 1
+                most[0] = max(most[0], running[0])
+            time.sleep(0.02)
+            with lock:
+                running[0] -= 1
+            raise argon2.exceptions.VerifyMismatchError
+
+        with mock.patch.object(argon2.PasswordHasher, "verify", slow):
+            threads = [threading.Thread(target=self.outcome, args=("a", "b")) for _ in range(12)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        self.assertEqual(most[0], 2)
+
+    def test_is_busy_rather_than_waiting_for_ever(self):
+        self.accounts = self.open_accounts(cores=1)
+        with mock.patch.object(accounts, "HASH_WAIT_SECONDS", 0.01), self.accounts._core():
+            self.assertRaises(Busy, self.accounts.authenticate, "a", "b")
+        self.assertEqual(self.outcome("a", "b"), "unknown_user")
+
+
+class Remembering(AccountsTest):
+    def setUp(self):
+        super().setUp()
+        self.accounts = self.open_accounts(verified_seconds=600)
+        self.password = self.accounts.register("alice", None)
+        self.calls = self.count_hashing()
+
+    def login(self, password=None):
+        self.calls.clear()
+        self.outcome("alice", password or self.password)
+        return len(self.calls)
+
+    def test_the_second_login_with_the_same_password_costs_no_hashing(self):
+        self.assertEqual([self.login(), self.login()], [1, 0])
+
+    def test_a_wrong_password_always_pays_the_full_price(self):
+        self.login()
+        self.assertEqual([self.login("wrong"), self.login("wrong"), self.login()], [1, 1, 0])
+
+    def test_ends_with_a_reset_in_another_process(self):
+        self.login()
+        other = self.open_accounts()
+        newer = other.reset("alice")
+        self.assertEqual(self.outcome("alice", self.password), "bad_password")
+        self.assertEqual(self.outcome("alice", newer), "alice")
+
+    def test_ends_with_a_deletion(self):
+        self.login()
+        self.open_accounts().delete("alice")
+        self.assertEqual(self.outcome("alice", self.password), "unknown_user")
+
+    def test_ends_with_its_age(self):
+        self.login()
+        self.monotonic.advance(599)
+        self.assertEqual(self.login(), 0)
+        self.monotonic.advance(2)
+        self.assertEqual(self.login(), 1)
+
+    def test_can_be_off(self):
+        self.accounts = self.open_accounts(verified_seconds=0)
+        self.calls = self.count_hashing()
+        self.assertEqual([self.login(), self.login()], [1, 1])
+
+    def test_is_bounded_and_the_oldest_entry_makes_room(self):
+        verified = Verified(600, clock=self.monotonic)
+        users = [accounts.User(number, "u", "hash") for number in range(4)]
+        with mock.patch.object(accounts, "VERIFIED_ENTRIES", 3):
+            for user in users:
+                verified.remember(user, "p")
+        self.assertEqual([verified.knows(user, "p") for user in users], [False, True, True, True])
+
+
+class Operating(AccountsTest):
+    def test_two_registrations_of_a_name_at_once_leave_one(self):
+        barrier, outcomes = threading.Barrier(8), []
+
+        def register(number):
+            barrier.wait()
+            try:
+                self.accounts.register("alice", f"a{number}@b.org")
+                outcomes.append("made")
+            except NameTaken:
+                outcomes.append("taken")
+
+        threads = [threading.Thread(target=register, args=(n,)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(sorted(outcomes), ["made"] + ["taken"] * 7)
+        self.assertEqual(len(self.accounts.users()), 1)
+
+    def test_a_deleted_users_log_rows_stay_without_a_name(self):
+        password = self.accounts.register("alice", None)
+        user = self.accounts.authenticate("alice", password)
+        self.accounts.record("127.0.0.1", "success", user)
+        self.accounts.delete("alice")
+        self.accounts.record("127.0.0.1", "success", user)
+        rows = self.database.read("SELECT user_id FROM auth_logs")
+        self.assertEqual(rows, [(None,), (None,)])
+        self.assertEqual(self.accounts.users(), [])
+
+    def test_an_unknown_user_is_an_error(self):
+        self.assertRaises(UnknownUser, self.accounts.reset, "nobody")
+        self.assertRaises(UnknownUser, self.accounts.delete, "nobody")
+
+    def test_prunes_the_oldest_rows_of_the_log_in_steps(self):
+        for _ in range(5):
+            self.accounts.record("127.0.0.1", "unknown_user", None)
+            self.clock.advance(10)
+        with mock.patch.object(accounts, "PRUNED_ROWS", 2):
+            counts = []
+            for _ in range(3):
+                self.accounts.prune_log(25)
+                counts.append(self.database.read("SELECT count(*) FROM auth_logs")[0][0])
+        self.assertEqual(counts, [3, 2, 2])
+        self.assertEqual(self.database.read("SELECT count(*) FROM auth_outcomes"), [(2,)])
+
+    def test_the_clock_going_back_does_not_invent_recent_attempts(self):
+        self.accounts.record("127.0.0.1", "unknown_user", None)
+        self.clock.advance(-31_536_000)
+        self.assertEqual(self.accounts.recent_attempts(60), [])
+
+    def test_a_login_that_cannot_be_logged_raises(self):
+        other = sqlite3.connect(self.path, isolation_level=None)
+        self.addCleanup(other.close)
+        other.execute("DROP TABLE auth_outcomes")
+        with self.assertRaises(Unavailable):
+            self.accounts.record("127.0.0.1", "success", None)
+
+
+if __name__ == "__main__":
+    unittest.main()

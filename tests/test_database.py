@@ -1,0 +1,260 @@
+"""database.py: acknowledged means on disk, trouble is one exception, the file stays the file."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import threading
+import time
+import unittest
+
+import database
+from database import CannotOpen, Unavailable
+from tests.support import TemporaryFolder
+
+
+def insert(ip):
+    return lambda connection: (
+        connection.execute("INSERT INTO auth_logs (request_ip) VALUES (?)", (ip,)).lastrowid
+    )
+
+
+class Opening(TemporaryFolder):
+    def test_makes_a_file_that_only_we_can_read(self):
+        self.open_database()
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in self.folder.iterdir()}
+        self.assertEqual(set(modes.values()), {0o600}, modes)
+
+    def test_makes_exactly_the_columns_of_the_contract(self):
+        db = self.open_database()
+        for table, columns in database.COLUMNS.items():
+            found = tuple(row[1] for row in db.read(f"PRAGMA table_info({table})"))
+            self.assertEqual(found, columns)
+
+    def test_keeps_what_an_older_program_stored_in_the_same_tables(self):
+        with sqlite3.connect(self.path) as old:
+            old.execute(
+                "CREATE TABLE users(id INTEGER PRIMARY KEY AUTOINCREMENT, username TEXT NOT NULL "
+                "UNIQUE, password_hash TEXT NOT NULL, email TEXT UNIQUE, date_registered TIMESTAMP "
+                "DEFAULT CURRENT_TIMESTAMP, last_login TIMESTAMP)"
+            )
+            old.execute("INSERT INTO users (username, password_hash) VALUES ('alice', 'x')")
+        old.close()
+        db = self.open_database()
+        self.assertEqual(db.read("SELECT username FROM users"), [("alice",)])
+
+    def test_refuses_a_file_that_is_not_a_database_and_leaves_it_alone(self):
+        self.path.write_bytes(b"a letter to a friend\n" * 100)
+        with self.assertRaisesRegex(CannotOpen, "not a database.*--db"):
+            self.open_database()
+        self.assertEqual(self.path.read_bytes(), b"a letter to a friend\n" * 100)
+        self.assertEqual([file.name for file in self.folder.iterdir()], ["keys.db"])
+
+    def test_refuses_tables_with_other_columns_and_leaves_them_alone(self):
+        with sqlite3.connect(self.path) as other:
+            other.execute("CREATE TABLE users(id INTEGER PRIMARY KEY, nickname TEXT)")
+        other.close()
+        before = self.path.read_bytes()
+        with self.assertRaisesRegex(CannotOpen, "nickname"):
+            self.open_database()
+        self.assertEqual(self.path.read_bytes(), before)
+
+    def test_refuses_a_file_of_a_newer_version(self):
+        with sqlite3.connect(self.path) as newer:
+            newer.execute("PRAGMA user_version=99")
+        newer.close()
+        with self.assertRaisesRegex(CannotOpen, "version 99"):
+            self.open_database()
+
+    def test_names_a_missing_directory(self):
+        self.path = self.folder / "nowhere" / "keys.db"
+        with self.assertRaisesRegex(CannotOpen, "directory does not exist"):
+            self.open_database()
+
+    def test_takes_an_empty_file_as_new(self):
+        self.path.touch()
+        self.assertEqual(self.open_database().read("SELECT count(*) FROM keys"), [(0,)])
+
+
+class Writing(TemporaryFolder):
+    def test_returns_what_the_job_returns_once_others_can_read_it(self):
+        db = self.open_database()
+        row = db.write(insert("a"))
+        with sqlite3.connect(self.path) as other:
+            found = other.execute("SELECT id, request_ip FROM auth_logs").fetchall()
+        other.close()
+        self.assertEqual(found, [(row, "a")])
+
+    def test_a_job_that_raises_undoes_only_itself(self):
+        db = self.open_database()
+        hold, held = threading.Event(), threading.Event()
+
+        def wait(connection):
+            held.set()
+            hold.wait(5)
+
+        def fail(connection):
+            insert("lost")(connection)
+            raise KeyError("mine")
+
+        threads = [threading.Thread(target=db.write, args=(wait,))]
+        threads[0].start()
+        held.wait(5)
+        errors = []
+
+        def failing():
+            try:
+                db.write(fail)
+            except KeyError as error:
+                errors.append(error)
+
+        threads += [threading.Thread(target=failing)]
+        threads += [threading.Thread(target=db.write, args=(insert(str(n)),)) for n in range(9)]
+        for thread in threads[1:]:
+            thread.start()
+        time.sleep(0.05)
+        hold.set()
+        for thread in threads:
+            thread.join(5)
+        self.assertEqual(len(errors), 1)
+        stored = sorted(db.read("SELECT request_ip FROM auth_logs"))
+        self.assertEqual(stored, [(str(n),) for n in range(9)])
+
+    def test_jobs_that_wait_together_share_a_commit(self):
+        db = self.open_database()
+        hold, held = threading.Event(), threading.Event()
+
+        def wait(connection):
+            held.set()
+            hold.wait(5)
+
+        stamp = db.stamp()
+        first = threading.Thread(target=db.write, args=(wait,))
+        first.start()
+        held.wait(5)
+        threads = [threading.Thread(target=db.write, args=(insert("a"),)) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.1)
+        hold.set()
+        for thread in [first, *threads]:
+            thread.join(5)
+        # data_version counts the commits of other connections; the waiting job changed nothing.
+        self.assertEqual(db.read("SELECT count(*) FROM auth_logs"), [(40,)])
+        self.assertEqual(db.stamp(), int(str(stamp)) + 1)
+
+    def test_a_full_database_is_unavailable_and_recovers(self):
+        db = self.open_database()
+        db.write(insert("before"))
+        db.write(lambda c: c.execute("PRAGMA max_page_count=20"))
+        with self.assertRaises(Unavailable):
+            db.write(lambda c: [insert("x" * 900)(c) for _ in range(200)])
+        db.write(lambda c: c.execute("PRAGMA max_page_count=100000"))
+        db.write(insert("after"))
+        self.assertEqual(db.read("SELECT request_ip FROM auth_logs"), [("before",), ("after",)])
+
+    def test_a_lock_of_another_process_is_waited_for_then_unavailable(self):
+        db = self.open_database(busy_seconds=0.2)
+        other = sqlite3.connect(self.path, isolation_level=None)
+        self.addCleanup(other.close)
+        other.execute("BEGIN IMMEDIATE")
+        with self.assertRaises(Unavailable):
+            db.write(insert("a"))
+        self.assertEqual(db.read("SELECT count(*) FROM auth_logs"), [(0,)])
+        other.execute("COMMIT")
+        db.write(insert("b"))
+        self.assertEqual(db.read("SELECT request_ip FROM auth_logs"), [("b",)])
+
+    def test_nothing_is_acknowledged_into_a_file_that_was_deleted(self):
+        db = self.open_database()
+        db.write(insert("a"))
+        os.unlink(self.path)
+        with self.assertRaisesRegex(Unavailable, "deleted or replaced"):
+            db.write(insert("b"))
+        self.assertFalse(self.path.exists())
+
+    def test_nothing_is_acknowledged_into_a_file_that_was_replaced(self):
+        db = self.open_database()
+        copy = self.folder / "copy.db"
+        db.backup(copy)
+        os.replace(copy, self.path)
+        with self.assertRaisesRegex(Unavailable, "deleted or replaced"):
+            db.write(insert("b"))
+
+    def test_a_file_replaced_during_the_commit_is_noticed_too(self):
+        db = self.open_database()
+
+        def replace(connection):
+            insert("b")(connection)
+            os.unlink(self.path)
+
+        with self.assertRaisesRegex(Unavailable, "deleted or replaced"):
+            db.write(replace)
+
+    def test_after_closing_is_unavailable(self):
+        db = self.open_database()
+        db.close()
+        db.close()
+        with self.assertRaises(Unavailable):
+            db.write(insert("a"))
+
+
+class Reading(TemporaryFolder):
+    def test_never_waits_for_a_writer(self):
+        db = self.open_database(busy_seconds=30)
+        other = sqlite3.connect(self.path, isolation_level=None)
+        self.addCleanup(other.close)
+        other.execute("BEGIN EXCLUSIVE")
+        self.assertEqual(db.read("SELECT count(*) FROM users"), [(0,)])
+
+    def test_cannot_write(self):
+        with self.assertRaises(Unavailable):
+            self.open_database().read("DELETE FROM users")
+
+    def test_of_a_damaged_page_is_unavailable(self):
+        db = self.open_database()
+        db.write(lambda c: [insert("x" * 500)(c) for _ in range(200)])
+        db.close()
+        damaged = bytearray(self.path.read_bytes())
+        damaged[4096 * 12 :] = b"\xff" * (len(damaged) - 4096 * 12)
+        self.path.write_bytes(damaged)
+        with self.assertRaises(Unavailable):
+            self.open_database().read("SELECT max(length(request_ip)) FROM auth_logs")
+
+
+class Stamp(TemporaryFolder):
+    def test_changes_when_another_process_commits_and_only_then(self):
+        db = self.open_database()
+        before = db.stamp()
+        self.assertEqual(db.stamp(), before)
+        with sqlite3.connect(self.path) as other:
+            other.execute("DELETE FROM keys")
+            other.execute("INSERT INTO keys (key, exp) VALUES (x'00', 1)")
+        other.close()
+        self.assertNotEqual(db.stamp(), before)
+
+    def test_of_a_deleted_file_is_unavailable(self):
+        db = self.open_database()
+        db.stamp()
+        os.unlink(self.path)
+        with self.assertRaises(Unavailable):
+            db.stamp()
+
+
+class BackingUp(TemporaryFolder):
+    def test_copies_what_was_written_and_nothing_over_an_old_file(self):
+        db = self.open_database()
+        db.write(insert("a"))
+        target = self.folder / "copy.db"
+        db.backup(target)
+        self.assertEqual(stat.S_IMODE(target.stat().st_mode), 0o600)
+        with self.assertRaises(CannotOpen):
+            db.backup(target)
+        db.close()
+        self.path = target
+        self.assertEqual(self.open_database().read("SELECT request_ip FROM auth_logs"), [("a",)])
+
+
+if __name__ == "__main__":
+    unittest.main()

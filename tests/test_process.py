@@ -1,0 +1,278 @@
+"""The real process: start, ready line, signals, kills, and starts that must fail."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import unittest
+
+import jwt_minimal
+from tests.support import CHEAPEST, ROOT, TemporaryFolder
+
+READY = re.compile(r"ready: (http\S+) database=(\S+) keys=(\d+)")
+SECRET = "a secret of the tests"
+
+
+class Server:
+    """`python server.py` on a free port; waits for its ready line."""
+
+    def __init__(
+        self,
+        *flags: str,
+        environ: dict[str, str] | None = None,
+        close_after_ready: bool = False,
+    ) -> None:
+        self.process = start(*flags, environ=environ)
+        self.lines: list[str] = []
+        self.port = 0
+        for line in self.process.stderr:
+            self.lines.append(line)
+            ready = READY.search(line)
+            if ready:
+                self.url, self.keys = ready[1], int(ready[3])
+                self.port = int(self.url.rpartition(":")[2])
+                break
+        else:
+            raise AssertionError("".join(self.lines))
+        if close_after_ready:
+            self.process.stderr.close()
+        # Emptied all along, so that the server never waits for the pipe.
+        rest = () if close_after_ready else self.process.stderr
+        self.reader = threading.Thread(target=self.lines.extend, args=(rest,))
+        self.reader.start()
+
+    def ask(self, method, path, document=None, address="127.0.0.1"):
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", self.port, timeout=10, source_address=(address, 0)
+        )
+        with contextlib.closing(connection):
+            body = None if document is None else json.dumps(document)
+            connection.request(method, path, body)
+            response = connection.getresponse()
+            return response.status, json.loads(response.read() or b"null")
+
+    def end(self, number=signal.SIGTERM) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        code = self.process.wait(15)
+        self.reader.join(5)
+        self.process.stderr.close()
+        return code
+
+
+def start(*flags, environ=None) -> subprocess.Popen[str]:
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(("JWKS_", "NOT_MY_KEY"))}
+    variables.update({"NOT_MY_KEY": SECRET} if environ is None else environ)
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "server.py"), *flags],
+        env=variables,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+class ProcessTest(TemporaryFolder):
+    def serve(self, *flags, **options) -> Server:
+        given = ("--port", "0", "--db", str(self.path), "--argon2", CHEAPEST, *flags)
+        server = Server(*given, **options)
+        self.addCleanup(server.end, signal.SIGKILL)
+        return server
+
+    def refused(self, *flags, environ=None) -> str:
+        """The one line of a start that must fail with exit code 2."""
+        process = start("--db", str(self.path), "--port", "0", *flags, environ=environ)
+        _, text = process.communicate(timeout=15)
+        self.assertEqual(process.returncode, 2, text)
+        self.assertEqual(text.count("\n"), 1, text)
+        return text
+
+
+class Starting(ProcessTest):
+    def test_says_in_one_line_where_it_is_and_what_it_has(self):
+        server = self.serve()
+        self.assertEqual(len(server.lines), 1, server.lines)
+        self.assertEqual(READY.search(server.lines[0])[2], str(self.path))
+        self.assertEqual(server.keys, 1)
+
+    def test_makes_an_expired_and_a_valid_key_once(self):
+        for _ in range(2):
+            self.serve().end()
+        with contextlib.closing(sqlite3.connect(self.path)) as db:
+            exps = [row[0] for row in db.execute("SELECT exp FROM keys ORDER BY exp")]
+        self.assertEqual([exp > time.time() for exp in exps], [False, True])
+
+    def test_generates_a_secret_with_a_warning_where_none_is_set(self):
+        server = self.serve(environ={})
+        self.assertIn("NOT_MY_KEY is not set", server.lines[0])
+        self.assertTrue((self.folder / "keys.db.secret").exists())
+
+    def test_on_a_port_in_use_is_refused_and_touches_nothing(self):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = str(taken.getsockname()[1])
+            self.assertIn("another --host or --port", self.refused("--port", port))
+        self.assertEqual(list(self.folder.iterdir()), [])
+
+    def test_on_a_file_that_is_no_database_is_refused_and_touches_nothing(self):
+        self.path.write_text("not a database, but a letter\n" * 50)
+        self.assertIn("not a database", self.refused())
+        self.assertEqual(self.path.read_text(), "not a database, but a letter\n" * 50)
+
+    def test_in_a_directory_that_does_not_exist_is_refused(self):
+        self.path = self.folder / "nowhere" / "keys.db"
+        self.assertIn("does not exist", self.refused())
+
+    def test_with_the_wrong_secret_is_refused_and_changes_nothing(self):
+        self.serve().end()
+        before = self.path.read_bytes()
+        self.assertIn("NOT_MY_KEY", self.refused(environ={"NOT_MY_KEY": "another secret, wrong"}))
+        self.assertEqual(self.path.read_bytes(), before)
+
+    def test_without_the_secret_of_stored_keys_is_refused(self):
+        self.serve().end()
+        self.assertIn("set NOT_MY_KEY", self.refused(environ={}))
+
+    def test_with_a_blank_secret_or_a_bad_flag_is_refused(self):
+        self.assertIn("blank", self.refused(environ={"NOT_MY_KEY": " "}))
+        self.assertIn("--token-ttl", self.refused("--token-ttl", "soon"))
+        self.assertIn("--prot", self.refused("--prot", "1"))
+
+    def test_takes_its_settings_from_variables_too(self):
+        server = self.serve(environ={"NOT_MY_KEY": SECRET, "JWKS_ISSUER": "https://issuer.example"})
+        _, metadata = server.ask("GET", "/.well-known/openid-configuration")
+        self.assertEqual(metadata["issuer"], "https://issuer.example")
+
+    def test_without_a_package_says_how_to_install_it(self):
+        hidden = "import sys; sys.modules['argon2'] = None; import runpy; "
+        process = subprocess.run(
+            [sys.executable, "-c", hidden + "runpy.run_path('server.py', run_name='__main__')"],
+            cwd=ROOT, capture_output=True, text=True, timeout=15,
+        )  # fmt: skip
+        self.assertEqual(process.returncode, 2, process.stderr)
+        self.assertIn("-m pip install", process.stderr)
+        self.assertEqual(process.stderr.count("\n"), 1)
+
+
+class Stopping(ProcessTest):
+    def test_sigterm_and_ctrl_c_exit_0(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.assertEqual(self.serve().end(number), 0)
+
+    def test_answers_what_is_in_flight(self):
+        server = self.serve("--argon2", "t=20,m=65536,p=1")
+        statuses = []
+        login = {"username": "nobody", "password": "x"}
+        client = threading.Thread(
+            target=lambda: statuses.append(server.ask("POST", "/auth", login)[0])
+        )
+        client.start()
+        time.sleep(0.3)
+        self.assertEqual(server.end(), 0)
+        client.join(5)
+        self.assertEqual(statuses, [401])
+
+    def test_with_standard_error_closed_the_service_goes_on(self):
+        server = self.serve("--access-log", "text", close_after_ready=True)
+        for _ in range(50):
+            self.assertEqual(server.ask("GET", "/.well-known/jwks.json")[0], 200)
+        self.assertEqual(server.end(), 0)
+
+
+class Changing(ProcessTest):
+    def test_keys_deleted_by_another_process_are_gone_with_the_next_request(self):
+        server = self.serve()
+        _, answer = server.ask("POST", "/register", {"username": "alice"})
+        login = {"username": "alice", "password": answer["password"]}
+        self.assertEqual(server.ask("POST", "/auth", login)[0], 200)
+        with contextlib.closing(sqlite3.connect(self.path)) as db:
+            rows = db.execute("SELECT key, exp FROM keys").fetchall()
+            db.execute("DELETE FROM keys")
+            db.commit()
+            self.assertEqual(server.ask("POST", "/auth", login)[0], 404)
+            self.assertEqual(server.ask("GET", "/.well-known/jwks.json"), (200, {"keys": []}))
+            db.executemany("INSERT INTO keys (key, exp) VALUES (?, ?)", rows)
+            db.commit()
+        status, answer = server.ask("POST", "/auth", login)
+        self.assertEqual(status, 200)
+        _, jwks = server.ask("GET", "/.well-known/jwks.json")
+        self.assertEqual(jwt_minimal.decode(answer["token"], jwks, leeway=5)["sub"], "alice")
+
+    def test_a_deleted_database_is_never_written_to_and_never_acknowledged(self):
+        server = self.serve()
+        server.ask("POST", "/register", {"username": "alice"})
+        os.unlink(self.path)
+        status, answer = server.ask("POST", "/register", {"username": "bob"})
+        self.assertEqual((status, answer["error"]), (503, "database_unavailable"))
+        self.assertEqual(server.ask("GET", "/.well-known/jwks.json")[0], 200)
+        self.assertEqual(server.ask("GET", "/healthz")[0], 503)
+        self.assertFalse(self.path.exists())
+        self.assertEqual(server.end(), 0)
+
+    def test_the_sixth_attempt_is_refused_while_another_address_is_served(self):
+        server = self.serve()
+        login = {"username": "a", "password": "x"}
+        statuses = [server.ask("POST", "/auth", login, "127.0.0.7")[0] for _ in range(6)]
+        self.assertEqual(statuses, [401] * 5 + [429])
+        self.assertEqual(server.ask("POST", "/auth", login, "127.0.0.8")[0], 401)
+
+    def test_a_locked_database_is_waited_for(self):
+        server = self.serve()
+        other = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        self.addCleanup(other.close)
+        other.execute("BEGIN IMMEDIATE")
+        threading.Timer(0.5, other.execute, ("COMMIT",)).start()
+        self.assertEqual(server.ask("POST", "/register", {"username": "alice"})[0], 201)
+
+
+def kill_under_load(test: ProcessTest, kills: int) -> int:
+    """Kill the server `kills` times while clients register; how many answers were acknowledged.
+
+    Every acknowledged user must be able to log in after the next start.
+    """
+    acknowledged: dict[str, str] = {}
+    for round_ in range(kills):
+        server = test.serve("--register-limit", "off", "--auth-limit", "off", "--access-log", "off")
+        for name in list(acknowledged)[-3:]:
+            login = {"username": name, "password": acknowledged[name]}
+            test.assertEqual(server.ask("POST", "/auth", login)[0], 200)
+
+        def client(number, server=server, round_=round_):
+            with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+                for count in range(10_000):
+                    name = f"u{round_}-{number}-{count}"
+                    status, answer = server.ask("POST", "/register", {"username": name})
+                    if status == 201:
+                        acknowledged[name] = answer["password"]
+
+        clients = [threading.Thread(target=client, args=(number,)) for number in range(4)]
+        for thread in clients:
+            thread.start()
+        # Another moment every time: 20 to 160 ms into the load.
+        time.sleep(0.02 + 0.02 * (round_ % 8))
+        server.end(signal.SIGKILL)
+        for thread in clients:
+            thread.join(10)
+    with contextlib.closing(sqlite3.connect(test.path)) as db:
+        stored = {row[0] for row in db.execute("SELECT username FROM users")}
+        test.assertEqual(db.execute("PRAGMA integrity_check").fetchone(), ("ok",))
+    test.assertLessEqual(acknowledged.keys(), stored)
+    return len(acknowledged)
+
+
+class Killing(ProcessTest):
+    def test_loses_nothing_acknowledged(self):
+        self.assertGreater(kill_under_load(self, 5), 20)
+
+
+if __name__ == "__main__":
+    unittest.main()
