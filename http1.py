@@ -137,7 +137,7 @@ class Response:
     server writes itself, or text that latin-1 cannot spell.
     """
 
-    __slots__ = ("_front", "body", "headers", "status")
+    __slots__ = ("_front", "_last", "body", "headers", "status")
 
     def __init__(
         self, status: int, headers: Iterable[tuple[str, str]] = (), body: bytes = b""
@@ -146,6 +146,7 @@ class Response:
         self.headers = tuple(headers)
         self.body = b"" if status in BODILESS else body
         self._front = b""
+        self._last = (b"", b"")  # a tail, and the octets with it: one tuple, so never two halves
         for name, value in self.headers:
             if not FIELD_NAME.fullmatch(name) or name.lower() in SERVER_FIELDS:
                 raise ValueError(f"not a response field to set: {name!r}")
@@ -166,8 +167,12 @@ class Response:
 
     def wire(self, tail: bytes, head_only: bool = False) -> bytes:
         """The octets to send; `tail` is the value of `Date`, later fields, and the blank line."""
-        front = self._front or self.front()
-        return front + tail if head_only else b"".join((front, tail, self.body))
+        if head_only:
+            return (self._front or self.front()) + tail
+        last = self._last
+        if last[0] is not tail:  # for a constant answer: once a second
+            self._last = last = tail, b"".join((self._front or self.front(), tail, self.body))
+        return last[1]
 
 
 def phrase(status: int) -> str:
@@ -253,6 +258,8 @@ class Parser:
 
     def next_request(self) -> Request | None:
         """The next complete request; None until more octets come. Raises `Refused`."""
+        if self._start == len(self._buffer):
+            return None
         if self._head is None:
             # A client on a kept connection sends the same octets again and again: same verdict.
             if self._last_block and self._buffer.startswith(self._last_block, self._start):

@@ -269,7 +269,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def transmit(self, answers: list[bytes]) -> None:
         """Send what there is; wait for the client to take the rest."""
-        octets = self.output + b"".join(answers) if self.output else b"".join(answers)
+        octets = b"".join(answers) if not self.output else self.output + b"".join(answers)
         if octets:
             try:
                 sent = self.connection.send(octets)
@@ -457,7 +457,10 @@ class Server:
         for handler in unfinished:
             self._guard(handler.resume)
         for key, _ in events:
-            self._guard(key.data)
+            try:
+                key.data()
+            except Exception as failure:
+                self._broken(key.data, failure)
         if self.now >= self._next_sweep:
             self._sweep()
         if self._lines:
@@ -469,10 +472,13 @@ class Server:
         try:
             react()
         except Exception as failure:
-            self.log(f"error: {where(failure)}")
-            owner = getattr(getattr(react, "func", react), "__self__", None)  # of a partial, too
-            if isinstance(owner, Handler):
-                owner.close()
+            self._broken(react, failure)
+
+    def _broken(self, react: Callable[[], None], failure: Exception) -> None:
+        self.log(f"error: {where(failure)}")
+        owner = getattr(getattr(react, "func", react), "__self__", None)  # of a partial, too
+        if isinstance(owner, Handler):
+            owner.close()
 
     def _set_clock(self) -> None:
         """The time of this turn, and what is spelled anew once a second."""
