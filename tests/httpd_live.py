@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import socket
 import threading
@@ -115,9 +114,8 @@ class Client:
     def rest(self) -> bytes:
         """What comes until the end of the connection."""
         octets, self.buffer = self.buffer, b""
-        with contextlib.suppress(ConnectionResetError):
-            while part := self.connection.recv(65_536):
-                octets += part
+        while part := self.connection.recv(65_536):
+            octets += part
         return octets
 
     def answer(self, head_only: bool = False) -> Answer:
