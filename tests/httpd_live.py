@@ -39,6 +39,7 @@ class LiveServer(Server):
     def __init__(self, **settings: Any) -> None:
         self.lines: list[str] = []
         self.seen: list[Request] = []
+        self.turns = 0
         self.work: Callable[[Request], Response] = lambda request: Response(200, (), b"worked")
         settings.setdefault("port", 0)
         settings.setdefault("log", self.lines.append)
@@ -53,6 +54,10 @@ class LiveServer(Server):
         self.stop()
         self.thread.join(15)
         assert not self.thread.is_alive(), "the server did not stop"
+
+    def _turn(self) -> None:
+        self.turns += 1
+        super()._turn()
 
     def hold(self) -> threading.Event:
         """Let every worker wait until this event is set."""
