@@ -28,7 +28,7 @@ import time
 import unicodedata
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from typing import Callable, NamedTuple
 
@@ -76,6 +76,17 @@ class User(NamedTuple):
     name: str
     password_hash: str
     new_hash: str | None = None
+
+
+class Attempt(NamedTuple):
+    """A row for the log; a `new_hash` takes the place of the `old_hash` that was verified."""
+
+    address: str
+    time: str
+    user_id: int | None
+    outcome: str
+    new_hash: str | None = None
+    old_hash: str | None = None
 
 
 class Malformed(ValueError):
@@ -143,15 +154,44 @@ def checked_password(text: str) -> str:
     """
     if not 1 <= len(text) <= MAX_PASSWORD:
         raise Malformed(f"password must have 1 to {MAX_PASSWORD} characters")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise Malformed("password must not hold a lone surrogate")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise Malformed("password must not hold a lone surrogate") from error
     return text
 
 
 def utc_text(seconds: float) -> str:
     """A wall-clock time as the database holds it: `YYYY-MM-DD HH:MM:SS.mmm`, UTC."""
     moment = datetime.fromtimestamp(seconds, timezone.utc)
-    return moment.strftime("%Y-%m-%d %H:%M:%S.") + f"{moment.microsecond // 1000:03d}"
+    return moment.isoformat(" ", "milliseconds")[:23]  # without the offset
+
+
+def write_attempts(connection: sqlite3.Connection, attempts: Sequence[Attempt]) -> None:
+    """Write rows of the log: a statement a table for all that share a commit."""
+    connection.executemany(
+        # A user deleted meanwhile leaves a row without a name.
+        "INSERT INTO auth_logs (request_ip, request_timestamp, user_id) "
+        "VALUES (?, ?, (SELECT id FROM users WHERE id = ?))",
+        [attempt[:3] for attempt in attempts],
+    )
+    ((last,),) = connection.execute("SELECT last_insert_rowid()")
+    # Nobody else writes within the transaction: the numbers of its rows have no gap.
+    first = last - len(attempts) + 1
+    connection.executemany(
+        "INSERT OR REPLACE INTO auth_outcomes (log_id, outcome) VALUES (?, ?)",
+        [(number, attempt.outcome) for number, attempt in enumerate(attempts, first)],
+    )
+    logins = {a.user_id: a.time for a in attempts if a.outcome == "success"}
+    connection.executemany(
+        "UPDATE users SET last_login = ? WHERE id = ?",
+        [(time, user_id) for user_id, time in logins.items()],
+    )
+    connection.executemany(
+        # Only over the hash that was verified: a reset in between must win.
+        "UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?",
+        [(a.new_hash, a.user_id, a.old_hash) for a in attempts if a.new_hash],
+    )
 
 
 class Accounts:
@@ -213,35 +253,24 @@ class Accounts:
         self._verified.remember(user, password)
         return user
 
-    def record(self, address: str, outcome: str, user: User | int | None) -> None:
-        """Log an attempt, and with a success the time of the login. On disk when it returns.
+    def record(
+        self,
+        address: str,
+        outcome: str,
+        user: User | int | None,
+        written: Callable[[Exception | None], None],
+    ) -> None:
+        """Log an attempt, and with a success the time of the login. Returns at once.
 
-        Raises:
-            Unavailable: it could not be written; then no token may leave either.
+        `written(None)` is called once it is on disk, by the writer thread; with an exception if it
+        could not be written: then no token may leave either.
         """
         now = utc_text(self._clock())
-        user_id = user.id if isinstance(user, User) else user
-
-        def log(connection: sqlite3.Connection) -> None:
-            row = connection.execute(
-                "INSERT INTO auth_logs (request_ip, request_timestamp, user_id) "
-                "VALUES (?, ?, (SELECT id FROM users WHERE id = ?))",
-                (address, now, user_id),
-            )
-            connection.execute(
-                "INSERT OR REPLACE INTO auth_outcomes (log_id, outcome) VALUES (?, ?)",
-                (row.lastrowid, outcome),
-            )
-            if outcome == "success":
-                connection.execute("UPDATE users SET last_login = ? WHERE id = ?", (now, user_id))
-            if isinstance(user, User) and user.new_hash:
-                # Only over the hash that was verified: a reset in between must win.
-                connection.execute(
-                    "UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?",
-                    (user.new_hash, user.id, user.password_hash),
-                )
-
-        self._database.write(log)
+        if isinstance(user, User):
+            attempt = Attempt(address, now, user.id, outcome, user.new_hash, user.password_hash)
+        else:
+            attempt = Attempt(address, now, user, outcome)
+        self._database.append(write_attempts, attempt, written)
 
     # -- the operator's commands
 

@@ -54,7 +54,7 @@ from transport import (
 )
 
 __all__ = [
-    "Handler", "Later", "Limits", "LineLog", "Request", "Response", "Server", "error",
+    "Eventually", "Handler", "Later", "Limits", "LineLog", "Request", "Response", "Server", "error",
     "json_response",
 ]  # fmt: skip
 
@@ -79,19 +79,35 @@ BUSY = error(503, "overloaded", "The server is busy. Try again later.", [("Retry
 FAILED = error(500, "server_error", "The server failed. The operator's log says where.")
 LIMITS = Limits()
 LATE = Refused(408, "Send the whole request sooner.")
+Eventually = Callable[[Callable[[Response], None]], None]
 
 
 class Later:
-    """An answer that takes time; calling it gives the `Response`. Only workers call it."""
+    """An answer that takes time. Only workers run it.
+
+    Its function returns the `Response`; or, if it still waits for something, a function that is
+    given `deliver` and calls it once, from any thread, while the worker turns to the next request.
+    """
 
     __slots__ = ("_arguments", "_function")
 
-    def __init__(self, function: Callable[..., Response], *arguments: Any) -> None:
+    def __init__(self, function: Callable[..., Response | Eventually], *arguments: Any) -> None:
         self._function = function
         self._arguments = arguments
 
+    def run(self, deliver: Callable[[Response], None]) -> None:
+        outcome = self._function(*self._arguments)
+        if isinstance(outcome, Response):
+            outcome.front()  # here rather than on the loop
+            deliver(outcome)
+        else:
+            outcome(deliver)
+
     def __call__(self) -> Response:
-        return self._function(*self._arguments)
+        """Run it and wait: for callers without a loop."""
+        answers: SimpleQueue[Response] = SimpleQueue()
+        self.run(answers.put)
+        return answers.get()
 
 
 Answer = Union[Response, Later]
@@ -180,13 +196,11 @@ class Workers:
 
     def _run(self) -> None:
         for job in iter(self._jobs.get, None):
-            outcome: Response | BaseException
+            deliver = partial(self._finished, job)
             try:
-                outcome = job.later()
-                outcome.front()  # here rather than on the loop
+                job.later.run(deliver)
             except BaseException as failure:
-                outcome = failure
-            self._finished(job, outcome)
+                deliver(failure)
 
 
 class Handler(BaseHTTPRequestHandler):
