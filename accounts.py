@@ -17,6 +17,7 @@ SQL on `users`, `auth_logs` and `auth_outcomes`, and argon2, stay in this file.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import hmac
@@ -194,6 +195,19 @@ def write_attempts(connection: sqlite3.Connection, attempts: Sequence[Attempt]) 
     )
 
 
+def dummy_hash(cost: HashCost) -> str:
+    """A stored hash that no password matches, and that costs what a real one does to verify.
+
+    Its tag is random instead of computed: 256 bits that nothing hashes to, and nothing to wait for
+    at a start.
+    """
+    salt, tag = (
+        base64.b64encode(os.urandom(size)).rstrip(b"=").decode()
+        for size in (argon2.DEFAULT_RANDOM_SALT_LENGTH, argon2.DEFAULT_HASH_LENGTH)
+    )
+    return f"$argon2id$v=19$m={cost.memory_kib},t={cost.time},p={cost.lanes}${salt}${tag}"
+
+
 class Accounts:
     """The users and the login log of one database. `clock` is the wall clock."""
 
@@ -213,7 +227,7 @@ class Accounts:
         self._cost = cost
         self._hasher = argon2.PasswordHasher(cost.time, cost.memory_kib, cost.lanes)
         self._cores = threading.BoundedSemaphore(cores)
-        self._dummy = self._hasher.hash(str(uuid.uuid4()))
+        self._dummy = dummy_hash(cost)
         self._verified = Verified(verified_seconds, clock=monotonic)
 
     # -- the way of a request

@@ -42,6 +42,10 @@ class Forbidden(Exception):
     """This client may not see it."""
 
 
+class NotReady(Exception):
+    """No token could be issued now."""
+
+
 class CrossSite(Exception):
     """A browser sent it on behalf of a foreign page."""
 
@@ -106,6 +110,7 @@ FAILURES: dict[type[Exception], Callable[[Exception], Response]] = {
     MethodNotAllowed: refuse_method,
     Forbidden: constant(403, "forbidden", "Only from addresses named in --metrics-from."),
     CrossSite: constant(403, "cross_site", "A page of another site sent this request."),
+    NotReady: constant(503, "not_ready", "No token can be issued now.", RETRY_SOON),
     Limited: lambda failure: failure.args[0],
     credentials.Malformed: refuse_malformed,
     credentials.UnsupportedMediaType: refuse_media_type,

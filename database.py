@@ -69,8 +69,7 @@ class Database:
         self._closed = False
         try:
             _create_private(self.path)
-            self._writer = self._connect()
-            _prepare(self._writer)
+            self._writer = _prepared(self._connect())
             self._identity = _identity(self.path)
         except (OSError, sqlite3.Error, CannotOpen) as error:
             raise CannotOpen(_why_not(self.path, error)) from error
@@ -317,6 +316,16 @@ def _create_private(path: Path) -> None:
 def _identity(path: Path) -> tuple[int, int]:
     found = os.stat(path)
     return found.st_dev, found.st_ino
+
+
+def _prepared(connection: sqlite3.Connection) -> sqlite3.Connection:
+    """The connection, ready to write; closed if the file cannot be used."""
+    try:
+        _prepare(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _prepare(connection: sqlite3.Connection) -> None:

@@ -83,10 +83,8 @@ Eventually = Callable[[Callable[[Response], None]], None]
 
 
 class Later:
-    """An answer that takes time. Only workers run it.
-
-    Its function returns the `Response`; or, if it still waits for something, a function that is
-    given `deliver` and calls it once, from any thread, while the worker turns to the next request.
+    """An answer that takes time, for a worker: its function returns the `Response`, or a function
+    that is given `deliver` and calls it once, from any thread, when there is a `Response`.
     """
 
     __slots__ = ("_arguments", "_function")
@@ -103,8 +101,7 @@ class Later:
         else:
             outcome(deliver)
 
-    def __call__(self) -> Response:
-        """Run it and wait: for callers without a loop."""
+    def __call__(self) -> Response:  # for callers without a loop
         answers: SimpleQueue[Response] = SimpleQueue()
         self.run(answers.put)
         return answers.get()

@@ -381,7 +381,7 @@ class KeyStore:
             skipped: list[str] = []
             rows = {
                 row: self._rows[row] if row in self._rows else self._open_row(*row, skipped)
-                for row in map(tuple, found)
+                for row in ((blob, exp) for blob, exp in found)
             }
             keys = tuple(key for key in rows.values() if key is not None)
             if rows == self._rows:

@@ -68,6 +68,7 @@ from settings import ConfigurationError, Settings
 
 LOOPBACK = ratelimit.parse_networks(("127.0.0.0/8", "::1"))  # RFC 1122 §3.2.1.3, RFC 4291 §2.5.3
 Answer = Union[Response, Later]
+Endpoint = Callable[[Request], Answer]
 
 
 class App:
@@ -120,12 +121,13 @@ class App:
         except Exception as failure:
             return self.refusal(failure)
 
-    def find_route(self, request: Request) -> Callable[[Request], Answer]:
+    def find_route(self, request: Request) -> Endpoint:
         """The endpoint for path and method (RFC 9110 §9.1: HEAD and OPTIONS follow from GET...)."""
         methods = self.routes.get(request.path)
         if methods is None:
             raise answers.NotFound
-        endpoint = methods.get("GET" if request.method == "HEAD" else request.method)
+        wanted = "GET" if request.method == "HEAD" else request.method
+        endpoint: Endpoint | None = methods.get(wanted)
         if endpoint is not None:
             return endpoint
         allowed = ", ".join([*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"])
@@ -225,11 +227,8 @@ class App:
 
     def healthz(self, request: Request) -> Answer:
         """GET /healthz: whether a token could be issued now."""
-        trouble = self._troubles.get("database")
-        if trouble is not None:
-            raise Unavailable(trouble)
-        if not self.keys.published().keys:
-            raise Unavailable("no unexpired key exists")
+        if self._troubles.get("database") or not self.keys.published().keys:
+            raise answers.NotReady
         return json_response(200, {"status": "ok"}, answers.NO_STORE)
 
     def metrics(self, request: Request) -> Answer:
@@ -403,6 +402,11 @@ class Handler(httpd.Handler):
         answer: Answer = self.server.app.respond(request)
         return answer
 
+    def log_client(self, request: Request) -> str:
+        """Who stands in the access log: behind a trusted proxy, the one that it names."""
+        client: str = self.server.app.client(request)
+        return client
+
 
 # -- start-up
 
@@ -450,6 +454,14 @@ class Service:
         """Make `run` return; from any thread or signal handler."""
         self.http.stop()
 
+    def reload_certificate(self) -> None:
+        """Use the certificate that is in the files now; keep the old one if it cannot be read."""
+        try:
+            self.http.reload_tls()
+            self.app.log("the certificate was read again")
+        except (OSError, ValueError) as error:
+            self.app.log(f"the certificate was not read again: {error}")
+
     def _maintain(self) -> None:
         while not self._stopping.wait(min(TICK_SECONDS, self.app.keys.due_in() or TICK_SECONDS)):
             self.app.maintain()
@@ -466,6 +478,8 @@ def listen(
             host=config.host,
             port=config.port,
             workers=WORKERS,
+            max_connections=config.max_connections,
+            max_per_client=config.max_per_client,
             tls=tls,
             access_log=config.access_log,
             log=log,
@@ -474,7 +488,8 @@ def listen(
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigurationError(
-            f"cannot listen on {config.host} port {config.port}: {reason}; choose another --port"
+            f"cannot listen on {config.host} port {config.port}: {reason}; "
+            "choose another --host or --port"
         ) from error
 
 
@@ -525,7 +540,9 @@ def open_app(
 
 
 def reachable(url: str) -> str:
-    """The URL with an address that can be connected to in place of "any address"."""
+    """The URL with an address that can be connected to in place of "any", or of a socket file."""
+    if url.startswith("unix:"):
+        return "http://localhost"
     return url.replace("//0.0.0.0", "//127.0.0.1").replace("//[::]", "//[::1]")
 
 
@@ -597,7 +614,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.write(f"server.py: {error}")
         log.flush(1.0)
         return 2
-    stop_on_signals(service)
+    obey_signals(service)
     log.write(service.app.ready_line(service.http.url))
     service.run()
     log.flush(1.0)
@@ -618,8 +635,11 @@ def occupy_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
 
 
-def stop_on_signals(service: Service) -> None:
-    """The first SIGTERM or Ctrl-C finishes what is in flight, a second one ends at once."""
+def obey_signals(service: Service) -> None:
+    """The first SIGTERM or Ctrl-C finishes what is in flight, a second one ends at once.
+
+    SIGHUP reads the certificate again.
+    """
 
     def handle(number: int, frame: object) -> None:
         for repeated in (signal.SIGTERM, signal.SIGINT):
@@ -628,6 +648,8 @@ def stop_on_signals(service: Service) -> None:
 
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        signal.signal(signal.SIGHUP, lambda number, frame: service.reload_certificate())
 
 
 if __name__ == "__main__":

@@ -151,6 +151,8 @@ class Settings:
     log_retention: float = setting("90d", duration, "DURATION", "how long logins are kept")
     tls_cert: str | None = setting(None, str, "FILE", "certificate chain (PEM); turns on TLS")
     tls_key: str | None = setting(None, str, "FILE", "its private key (PEM)")
+    max_connections: int = setting("10000", positive, "COUNT", "open at once")
+    max_per_client: int = setting("2000", positive, "COUNT", "open at once from one address")
     access_log: str = setting(
         "text", one_of("text", "json", "off"), "FORMAT", "a line per request: text, json or off"
     )

@@ -137,7 +137,8 @@ class Register(ServerTest):
 
     def test_refuses_a_request_without_a_name_with_400(self) -> None:
         """A name is needed, and must be text."""
-        for document in ({}, {"username": ""}, {"username": 1}, {"email": "a@example.org"}, []):
+        bad: list[object] = [{}, {"username": ""}, {"username": 1}, {"email": "a@example.org"}, []]
+        for document in bad:
             with self.subTest(document=document):
                 self.assertEqual(self.ask("POST", "/register", document).status, 400)
 

@@ -93,7 +93,7 @@ class Load:
             raise ConnectionError("the server closed a connection without an answer")
 
 
-def content_length(head: bytes) -> int:
+def content_length(head: bytes | bytearray) -> int:
     """The length of the body that this head announces."""
     for line in head.lower().split(b"\r\n"):
         if line.startswith(b"content-length:"):

@@ -47,11 +47,15 @@ class AccountsTest(TemporaryFolder):
 
     def record(self, address, outcome, user):
         """Log an attempt and wait until it is on disk."""
-        written = queue.SimpleQueue()
+        written: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
         self.accounts.record(address, outcome, user, written.put)
         trouble = written.get(timeout=10)
         if trouble is not None:
             raise trouble
+
+    def store_hash(self, stored):
+        sql = "UPDATE users SET password_hash = ?"
+        self.database.write(lambda connection: connection.execute(sql, (stored,)))
 
     def outcome(self, name, password):
         try:
@@ -99,9 +103,7 @@ class Authenticating(AccountsTest):
     def test_a_stored_hash_that_would_cost_too_much_matches_nothing(self):
         password = self.accounts.register("alice", None)
         for stored in ("$argon2id$v=19$m=4194304,t=3,p=1$c29tZXNhbHQ$c29tZWhhc2g", "plain", ""):
-            self.database.write(
-                lambda c, h=stored: c.execute("UPDATE users SET password_hash=?", (h,))
-            )
+            self.store_hash(stored)
             self.assertEqual(self.outcome("alice", password), "bad_password")
 
     def test_hashes_on_no_more_threads_than_there_are_cores(self):

@@ -9,8 +9,11 @@ import unittest
 from unittest import mock
 
 import admin
+import server
 from accounts import Accounts, HashCost, InvalidCredentials
-from tests.support import TemporaryFolder
+from keystore import KeyStore
+from tests.support import TemporaryFolder, some_key
+from tests.test_keystore import POLICY
 
 ENVIRON = {"NOT_MY_KEY": "a secret of the tests", "JWKS_ARGON2": "t=1,m=8,p=1"}
 
@@ -21,7 +24,7 @@ class AdminTest(TemporaryFolder):
         out, err = io.StringIO(), io.StringIO()
         variables = dict(ENVIRON if environ is None else environ)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(mock.patch.object(admin.server, "environment", lambda: variables))
+            stack.enter_context(mock.patch.object(server, "environment", lambda: variables))
             stack.enter_context(mock.patch("sys.stdin", io.StringIO(stdin)))
             stack.enter_context(contextlib.redirect_stdout(out))
             stack.enter_context(contextlib.redirect_stderr(err))
@@ -97,8 +100,6 @@ class Keys(AdminTest):
         self.assertNotIn("keys.db.secret", os.listdir(self.folder))
 
     def test_are_listed_with_their_state(self):
-        from tests.test_keystore import POLICY, KeyStore, some_key
-
         database = self.open_database()
         store = KeyStore(database, ENVIRON["NOT_MY_KEY"].encode(), POLICY, log=self.fail)
         with mock.patch("keystore.generate", side_effect=[some_key(0), some_key(1)]):

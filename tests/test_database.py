@@ -142,7 +142,7 @@ class Writing(TemporaryFolder):
             thread.join(5)
         # data_version counts the commits of other connections; the waiting job changed nothing.
         self.assertEqual(db.read("SELECT count(*) FROM auth_logs"), [(40,)])
-        self.assertEqual(db.stamp(), stamp + 1)
+        self.assertEqual(db.stamp(), int(str(stamp)) + 1)
 
     def test_a_full_database_is_unavailable_and_recovers(self):
         db = self.open_database()

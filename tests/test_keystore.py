@@ -9,6 +9,7 @@ from pathlib import Path
 from unittest import mock
 
 import keystore
+from jwt_minimal import b64url_encode, public_jwk
 from keystore import Key, KeyStore, NoSigningKey, Policy, SealBroken, WrongSecret
 from tests.support import Clock, TemporaryFolder, some_key
 
@@ -33,7 +34,7 @@ class Sealing(unittest.TestCase):
     def test_opens_what_it_sealed(self):
         kid, opened = keystore.open_seal(self.blob, 1234, CONTENT_KEY)
         self.assertEqual(opened.private_numbers(), some_key(0).private_numbers())
-        self.assertEqual(kid, keystore.public_jwk(some_key(0).public_key())["kid"])
+        self.assertEqual(kid, public_jwk(some_key(0).public_key())["kid"])
         self.assertEqual(keystore.salt_of(self.blob), SALT)
 
     def test_never_gives_the_same_bytes_twice(self):
@@ -245,7 +246,7 @@ class Storing(TemporaryFolder):
         for number in (numbers.d, numbers.p, numbers.q):
             octets = number.to_bytes((number.bit_length() + 7) // 8, "big")
             self.assertNotIn(octets[:16], stored)
-            self.assertNotIn(keystore.b64url_encode(octets)[:24].encode(), stored)
+            self.assertNotIn(b64url_encode(octets)[:24].encode(), stored)
             self.assertNotIn(str(number).encode()[:24], stored)
         self.assertNotIn(b"PRIVATE KEY", stored)
 

@@ -120,7 +120,7 @@ class Starting(ProcessTest):
     def test_on_a_port_in_use_is_refused_and_touches_nothing(self):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = str(taken.getsockname()[1])
-            self.assertIn("another --port", self.refused("--port", port))
+            self.assertIn("another --host or --port", self.refused("--port", port))
         self.assertEqual(list(self.folder.iterdir()), [])
 
     def test_on_a_file_that_is_no_database_is_refused_and_touches_nothing(self):

@@ -155,6 +155,12 @@ class ASlidingWindow(unittest.TestCase):
         with self.assertRaises(ValueError):
             Limiter(parse_limit("5/minute"), max_sources=0)
 
+    def test_by_default_runs_on_the_machine_s_own_clock(self):
+        readings = [0, 1, 59_999_999_999, 60_000_000_000]  # nanoseconds
+        with unittest.mock.patch("time.monotonic_ns", side_effect=readings):
+            limiter = Limiter(parse_limit("1/minute"))
+            self.assertEqual(hits(limiter, 4), [True, False, False, True])
+
     def test_by_default_does_not_listen_to_the_clock_on_the_wall(self):
         limiter = Limiter(parse_limit("1/minute"))
         with unittest.mock.patch("time.time", lambda: 0.0):
@@ -310,8 +316,9 @@ class ABoundedTable(unittest.TestCase):
         for _ in range(500):
             clock.now += 0.25
             limiter.hit("a")
+            self.assertLessEqual(len(limiter._logs["a"]), 10)
         limiter.prime("a", [0.5] * 500)
-        self.assertEqual([len(log) for log in limiter._logs.values()], [10])
+        self.assertEqual(len(limiter._logs["a"]), 10)
 
 
 class ARestart(unittest.TestCase):
@@ -341,6 +348,11 @@ class ARestart(unittest.TestCase):
     def test_under_a_stricter_limit_still_tells_the_exact_wait(self):
         self.limiter.prime("a", [float(age) for age in range(1, 21)])
         self.assertEqual(self.limiter.hit("a"), Verdict(False, 55, 0, 55, 0))
+
+    def test_with_more_hits_than_one_of_several_rules_allows_still_refuses(self):
+        limiter = Limiter(parse_limit("2/minute,100/hour"), clock=self.clock)
+        limiter.prime("a", [5.0, 10.0, 15.0, 20.0])
+        self.assertEqual(limiter.hit("a"), Verdict(False, 50, 0, 50, 0))
 
     def test_keeps_the_table_within_its_bound(self):
         limiter = Limiter(parse_limit("5/minute"), clock=self.clock, max_sources=10)
@@ -444,6 +456,7 @@ class WhoseHitItIs(unittest.TestCase):
             ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
             ("2001:db8:1:2::", "2001:db8:1:2::/64"),
             ("2001:DB8:1:2:0:0:0:9", "2001:db8:1:2::/64"),
+            ("2001:db8:1:2:8000::1", "2001:db8:1:2::/64"),
             ("2001:db8:1:3::1", "2001:db8:1:3::/64"),
             ("::1", "::/64"),
             ("fe80::1%eth0", "fe80::/64"),
@@ -494,7 +507,7 @@ class ForwardedFor(unittest.TestCase):
         for junk in (
             *("", " ", "unknown", "1.2.3", "1.2.3.4.5", "256.1.1.1", "01.1.1.1", "[::1", "::1]"),
             *("1.2.3.4:", "1.2.3.4:x", "[::1]x", "[::1]:", "[]", "٣.1.1.1", "1.1.1.1 2.2.2.2"),
-            *("1.1.1.1:999999", "::1::", '"1.1.1.1"', "for=1.1.1.1", "1" * 100, "\x00"),
+            *("1.1.1.1:999999", "::1::", '"1.1.1.1"', "for=1.1.1.1", "::1%" + "x" * 61, "\x00"),
         ):
             with self.subTest(junk):
                 self.assertEqual(self.client(f"6.6.6.6,{junk}"), "10.0.0.1")

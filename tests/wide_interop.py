@@ -24,6 +24,13 @@ from tests.test_process import ProcessTest, kill_under_load
 
 
 class Verifiers(unittest.TestCase):
+    issuer: server.Issuer
+    jwks_url: str
+    name: str
+    password: str
+    token: str
+    expired: str
+
     @classmethod
     def setUpClass(cls):
         cls.issuer = server.running(auth_limit="off", argon2=CHEAPEST)
@@ -54,7 +61,7 @@ class Verifiers(unittest.TestCase):
             client.get_signing_key_from_jwt(self.expired)
 
     def test_joserfc_with_the_published_set(self):
-        keys = KeySet.import_key_set(self.issuer.jwks())
+        keys = KeySet.import_key_set(json.loads(json.dumps(self.issuer.jwks())))
         token = jose_jwt.decode(self.token, keys, algorithms=["RS256"])
         self.assertEqual(token.claims["sub"], self.name)
         with self.assertRaises((ValueError, joserfc.errors.JoseError)):
