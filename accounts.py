@@ -52,7 +52,21 @@ MAX_COST_FACTOR = 4  # a stored hash may cost this many times ours: an edited ro
 HASH_WAIT_SECONDS = 2.0  # for a free core; longer means overload, and the answer is 503
 RECENT_ROWS = 65_536  # read at a start to prime the limiter: as many as it has sources
 PRUNED_ROWS = 1_000  # a second at the most: 10 ms of the writer, and more than can be logged
+LOG_PAGE = 1_000  # rows that an operator's command reads at a time: the log may have millions
 VERIFIED_ENTRIES = 65_536  # remembered verifications; about 20 MB when full
+
+
+OUTCOMES = ("success", "bad_password", "unknown_user", "no_key")
+CONDITIONS = (  # in the order of `Wanted`
+    "outcome = ?",
+    "request_ip = ?",
+    "user_id = (SELECT id FROM users WHERE username = ?)",
+    "request_timestamp >= ?",
+)
+LOG = (
+    "auth_logs LEFT JOIN auth_outcomes ON log_id = auth_logs.id "
+    "LEFT JOIN users ON users.id = user_id"
+)
 
 
 class HashCost(NamedTuple):
@@ -88,6 +102,30 @@ class Attempt(NamedTuple):
     outcome: str
     new_hash: str | None = None
     old_hash: str | None = None
+
+
+class Logged(NamedTuple):
+    """A row of the log as an operator reads it; `user` is None if unknown, or deleted since."""
+
+    number: int
+    time: str
+    address: str
+    outcome: str
+    user: str | None
+
+
+class Wanted(NamedTuple):
+    """Which rows of the log: all that agree with every member that is not None."""
+
+    outcome: str | None = None
+    address: str | None = None
+    user: str | None = None
+    since: str | None = None  # UTC text, or the beginning of one
+
+    def where(self) -> tuple[str, tuple[str, ...]]:
+        """The condition in SQL, and its parameters."""
+        given = [(sql, value) for sql, value in zip(CONDITIONS, self) if value is not None]
+        return " AND ".join(["1", *(sql for sql, _ in given)]), tuple(value for _, value in given)
 
 
 class Malformed(ValueError):
@@ -363,6 +401,44 @@ class Accounts:
                 "FROM auth_logs WHERE id > (SELECT coalesce(max(id), 0) - ? FROM auth_logs) "
                 "AND request_timestamp BETWEEN ? AND ? ORDER BY id",
                 (utc_text(now), RECENT_ROWS, utc_text(now - seconds), utc_text(now)),
+            )
+        ]
+
+    def log(self, wanted: Wanted, after: int = 0) -> Iterator[Logged]:
+        """The rows with a number above `after`, oldest first, read a page at a time."""
+        condition, values = wanted.where()
+        while True:
+            page = self._database.read(
+                "SELECT auth_logs.id, request_timestamp, request_ip, coalesce(outcome, '-'), "  # noqa: S608
+                f"username FROM {LOG} WHERE auth_logs.id > ? AND {condition} "
+                f"ORDER BY auth_logs.id LIMIT {LOG_PAGE}",
+                (after, *values),
+            )
+            yield from map(Logged._make, page)
+            if len(page) < LOG_PAGE:
+                return
+            after = page[-1][0]
+
+    def before_last(self, wanted: Wanted, count: int) -> int:
+        """The number after which `log` yields the last `count` rows."""
+        condition, values = wanted.where()
+        found = self._database.read(
+            f"SELECT auth_logs.id FROM {LOG} WHERE {condition} "  # noqa: S608
+            "ORDER BY auth_logs.id DESC LIMIT 1 OFFSET ?",
+            (*values, count),
+        )
+        return found[0][0] if found else 0
+
+    def log_summary(self, wanted: Wanted) -> list[tuple[str, str, int, str, str]]:
+        """Address, outcome, how many attempts, the first and the last time; the most first."""
+        condition, values = wanted.where()
+        return [
+            (address, outcome, count, first, last)
+            for address, outcome, count, first, last in self._database.read(
+                "SELECT request_ip, coalesce(outcome, '-'), count(*), min(request_timestamp), "  # noqa: S608
+                f"max(request_timestamp) FROM {LOG} WHERE {condition} "
+                "GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2",
+                values,
             )
         ]
 

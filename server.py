@@ -94,8 +94,8 @@ class App:
         self.log = log
         self.clock = clock
         self.limits = {
-            "auth": answers.Limit("auth", config.auth_limit, monotonic),
-            "register": answers.Limit("register", config.register_limit, monotonic),
+            name: answers.Limit(name, rules, config.limiter_sources, monotonic)
+            for name, rules in (("auth", config.auth_limit), ("register", config.register_limit))
         }
         self.routes = {
             path: {method: getattr(self, name) for method, name in methods.items()}
@@ -137,6 +137,8 @@ class App:
 
     def register(self, request: Request) -> Answer:
         """POST /register: a name and perhaps an e-mail address -> a generated password."""
+        if self.settings.registration == "closed":
+            raise answers.RegistrationClosed
         self.refuse_cross_site(request)
         self.limits["register"].admit(self.client(request))
         members = credentials.fields(request.headers, request.body)
