@@ -18,7 +18,7 @@ SQL on `users`, `auth_logs` and `auth_outcomes`, and argon2, stay in this file.
 from __future__ import annotations
 
 import base64
-import contextlib
+import concurrent.futures
 import hashlib
 import hmac
 import os
@@ -31,11 +31,13 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, TypeVar
 
 import argon2
 
 from database import Database
+
+T = TypeVar("T")
 
 MAX_NAME = 64  # code points: fits a log line; also what a `sub` may sensibly be
 MAX_EMAIL = 254  # RFC 5321 §4.5.3.1.3, less the two angle brackets
@@ -49,7 +51,7 @@ HASH = re.compile(
     r"\$argon2id\$v=19\$m=([0-9]{1,8}),t=([0-9]{1,4}),p=([0-9]{1,3})\$[A-Za-z0-9+/$]+"
 )
 MAX_COST_FACTOR = 4  # a stored hash may cost this many times ours: an edited row is no lever
-HASH_WAIT_SECONDS = 2.0  # for a free core; longer means overload, and the answer is 503
+HASH_WAIT_SECONDS = 2.0  # for a hashing thread; longer means overload, and the answer is 503
 RECENT_ROWS = 65_536  # read at a start to prime the limiter: as many as it has sources
 PRUNED_ROWS = 1_000  # a second at the most: 10 ms of the writer, and more than can be logged
 LOG_PAGE = 1_000  # rows that an operator's command reads at a time: the log may have millions
@@ -264,7 +266,9 @@ class Accounts:
         self._clock = clock
         self._cost = cost
         self._hasher = argon2.PasswordHasher(cost.time, cost.memory_kib, cost.lanes)
-        self._cores = threading.BoundedSemaphore(cores)
+        # Threads of their own, and not only a semaphore: the C library keeps the memory of each
+        # thread that ever hashed.
+        self._hashers = concurrent.futures.ThreadPoolExecutor(cores, "hasher")
         self._dummy = dummy_hash(cost)
         self._verified = Verified(verified_seconds, clock=monotonic)
 
@@ -465,26 +469,29 @@ class Accounts:
     # -- hashing
 
     def _matches(self, stored_hash: str, password: str) -> bool:
-        with self._core():
-            try:
-                return self._hasher.verify(stored_hash, password)
-            except (argon2.exceptions.VerifyMismatchError, argon2.exceptions.InvalidHashError):
-                return False
-            except argon2.exceptions.VerificationError as error:
-                raise Busy("no memory to hash with") from error
+        try:
+            return self._on_a_core(self._hasher.verify, stored_hash, password)
+        except (argon2.exceptions.VerifyMismatchError, argon2.exceptions.InvalidHashError):
+            return False
+        except argon2.exceptions.VerificationError as error:
+            raise Busy("no memory to hash with") from error
 
     def _hash(self, password: str) -> str:
-        with self._core():
-            return self._hasher.hash(password)
+        return self._on_a_core(self._hasher.hash, password)
 
-    @contextlib.contextmanager
-    def _core(self) -> Iterator[None]:
-        if not self._cores.acquire(timeout=HASH_WAIT_SECONDS):
-            raise Busy("every core is hashing")
+    def _on_a_core(self, function: Callable[..., T], *arguments: object) -> T:
+        """What the function returns or raises, run by one of the hashing threads.
+
+        Raises:
+            Busy: every one of them was busy with others for too long.
+        """
+        future = self._hashers.submit(function, *arguments)
         try:
-            yield
-        finally:
-            self._cores.release()
+            return future.result(HASH_WAIT_SECONDS)
+        except concurrent.futures.TimeoutError:
+            if future.cancel():  # it had not begun
+                raise Busy("every core is hashing") from None
+            return future.result()
 
     def _affordable(self, stored_hash: str) -> bool:
         """Whether this is an Argon2id hash that we can pay for; anything else matches nothing."""

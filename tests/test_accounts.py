@@ -129,9 +129,22 @@ class Authenticating(AccountsTest):
 
     def test_is_busy_rather_than_waiting_for_ever(self):
         self.accounts = self.open_accounts(cores=1)
-        with mock.patch.object(accounts, "HASH_WAIT_SECONDS", 0.01), self.accounts._core():
+        hold = threading.Event()
+        self.addCleanup(hold.set)
+        self.accounts._hashers.submit(hold.wait, 10)
+        with mock.patch.object(accounts, "HASH_WAIT_SECONDS", 0.01):
             self.assertRaises(Busy, self.accounts.authenticate, "a", "b")
+        hold.set()
         self.assertEqual(self.outcome("a", "b"), "unknown_user")
+
+    def test_waits_for_a_hash_that_has_begun_however_long_it_takes(self):
+        def slow(hasher, stored, password):
+            time.sleep(0.1)
+            raise argon2.exceptions.VerifyMismatchError
+
+        hurried = mock.patch.object(accounts, "HASH_WAIT_SECONDS", 0.01)
+        with hurried, mock.patch.object(argon2.PasswordHasher, "verify", slow):
+            self.assertEqual(self.outcome("a", "b"), "unknown_user")
 
 
 class Remembering(AccountsTest):
