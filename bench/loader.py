@@ -53,21 +53,24 @@ class Load:
         self._selector = selectors.DefaultSelector()
         self._statuses: Counter[int] = Counter()
         self._latencies: list[float] = []
+        self._until = 0.0
 
     def run(self, seconds: float) -> Answers:
-        """Keep every connection busy for so long; what is then on its way does not count."""
+        """Keep every connection busy for so long; what is then on its way is only waited for.
+
+        A later run goes on in the list of requests where this one ended.
+        """
+        self._statuses, self._latencies = Counter(), []
+        start = time.perf_counter()
+        self._until = start + seconds
         for _ in range(self._connections):
             connection = socket.create_connection(self._address, timeout=30)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._send(connection)
-        start = time.perf_counter()
-        while time.perf_counter() < start + seconds:
+        while self._selector.get_map():
             for key, _ in self._selector.select(1.0):
                 self._receive(key.fileobj, *key.data)  # type: ignore[arg-type]
-        spent = time.perf_counter() - start
-        for key in list(self._selector.get_map().values()):
-            key.fileobj.close()  # type: ignore[union-attr]
-        return Answers(spent, self._statuses, self._latencies)
+        return Answers(seconds, self._statuses, self._latencies)
 
     def _send(self, connection: socket.socket) -> None:
         connection.sendall(next(self._requests))
@@ -82,15 +85,22 @@ class Load:
         answer += octets
         head = answer.find(b"\r\n\r\n")
         if head >= 0 and len(answer) >= head + 4 + content_length(answer[:head]):
+            now = time.perf_counter()
+            if now >= self._until:
+                self._drop(connection)
+                return
             self._statuses[int(answer[9:12])] += 1
-            self._latencies.append(time.perf_counter() - sent)
-            if b"connection: close" in answer[:head].lower() or not octets:
-                self._selector.unregister(connection)
-                connection.close()
+            self._latencies.append(now - sent)
+            if b"connection: close" in answer[:head].lower():
+                self._drop(connection)
                 connection = socket.create_connection(self._address, timeout=30)
             self._send(connection)
         elif not octets:
             raise ConnectionError("the server closed a connection without an answer")
+
+    def _drop(self, connection: socket.socket) -> None:
+        self._selector.unregister(connection)
+        connection.close()
 
 
 def content_length(head: bytes | bytearray) -> int:
