@@ -1,0 +1,103 @@
+"""Answers that take long: threads beside the loop, and a bounded queue before them.
+
+    loop --submit--> queue --> thread: later() --finished--> whoever collects, on the loop
+
+Rules of this file:
+- Threads are made when they are first needed, and stay. They are daemons: one that hangs does not
+  hold up the end of the process.
+- Nothing is accepted that could not be run: a full queue says so at once.
+- Whatever a `Later` raises becomes its outcome. A thread never dies of one.
+
+It leaves out: cancelling. Who no longer wants an outcome ignores it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any, Union
+
+from http1 import Response
+
+Outcome = Union[Response, BaseException]
+Deliver = Callable[[Outcome], None]
+
+
+class Later:
+    """An answer that takes time; calling it gives the `Response`. Only workers call it."""
+
+    __slots__ = ("_arguments", "_function")
+
+    def __init__(self, function: Callable[..., Response], *arguments: Any) -> None:
+        self._function = function
+        self._arguments = arguments
+
+    def __call__(self) -> Response:
+        return self._function(*self._arguments)
+
+
+class Workers:
+    """`threads` of them at most, and room for `queue_limit` more that wait.
+
+    Every method is for one thread alone, the loop's; `finished` is called by the workers, with what
+    `submit` got and what came of it.
+    """
+
+    def __init__(
+        self, threads: int, queue_limit: int, finished: Callable[[Deliver, Outcome], None]
+    ) -> None:
+        self._most = threads
+        self._limit = threads + queue_limit
+        self._finished = finished
+        self._queue: SimpleQueue[tuple[Later, Deliver] | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._unfinished = 0
+
+    @property
+    def queued(self) -> int:
+        """How many wait for a thread."""
+        return max(0, self._unfinished - len(self._threads))
+
+    def submit(self, later: Later, deliver: Deliver) -> bool:
+        """Run it as soon as a thread is free; False if there is no room for it."""
+        if self._unfinished >= self._limit:
+            return False
+        if self._unfinished >= len(self._threads) < self._most:
+            self._add_thread()
+        if not self._threads:
+            return False
+        self._unfinished += 1
+        self._queue.put((later, deliver))
+        return True
+
+    def collect(self) -> None:
+        """To be called once for each call of `finished`."""
+        self._unfinished -= 1
+
+    def stop(self, timeout: float) -> None:
+        """Let the threads end what they are at, and wait for that so long."""
+        until = time.monotonic() + timeout
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        self._threads = []
+
+    def _add_thread(self) -> None:
+        thread = threading.Thread(target=self._run, name="worker", daemon=True)
+        with suppress(RuntimeError):  # the system has no more; those that we have go on
+            thread.start()
+            self._threads.append(thread)
+
+    def _run(self) -> None:
+        for later, deliver in iter(self._queue.get, None):
+            outcome: Outcome
+            try:
+                outcome = later()
+                outcome.front()  # spelled here rather than on the loop
+            except BaseException as failure:
+                outcome = failure
+            self._finished(deliver, outcome)
