@@ -129,6 +129,12 @@ class Settings:
     register_limit: tuple[ratelimit.Rule, ...] = setting(
         "60/minute", ratelimit.parse_limit, "COUNT/PERIOD", "of POST /register, or off"
     )
+    limiter_sources: int = setting(
+        "65536", positive, "COUNT", "addresses that each limiter remembers"
+    )
+    registration: str = setting(
+        "open", one_of("open", "closed"), "open|closed", "whether POST /register is for anybody"
+    )
     issuer: str | None = setting(None, issuer_url, "URL", "`iss` of the tokens; default our URL")
     audience: str | None = setting(None, str, "TEXT", "`aud` of the tokens; default none")
     token_ttl: float = setting("1h", whole_seconds, "DURATION", "how long a token is valid")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import subprocess
+import sys
+import time
 import unittest
 from unittest import mock
 
 import admin
 import server
-from accounts import Accounts, HashCost, InvalidCredentials
+from accounts import Accounts, Attempt, HashCost, InvalidCredentials, utc_text, write_attempts
 from keystore import KeyStore
-from tests.support import TemporaryFolder, some_key
+from tests.support import ROOT, TemporaryFolder, some_key
 from tests.test_keystore import POLICY
 
 ENVIRON = {"NOT_MY_KEY": "a secret of the tests", "JWKS_ARGON2": "t=1,m=8,p=1"}
@@ -91,6 +94,124 @@ class Users(AdminTest):
         code, _, err = self.admin("users", "delete", "alice")
         self.assertEqual(code, 1)
         self.assertIn("there is no user 'alice'", err)
+
+
+class TheLog(AdminTest):
+    ROWS = (  # address, outcome, user, minutes ago
+        ("192.0.2.1", "success", "alice", 180),
+        ("192.0.2.1", "bad_password", "alice", 50),
+        ("2001:db8::1", "bad_password", "bob", 40),
+        ("2001:db8::1", "unknown_user", None, 3),
+        ("192.0.2.1", "bad_password", "alice", 2),
+    )
+
+    def setUp(self):
+        super().setUp()
+        for name in ("alice", "bob"):
+            self.admin("users", "add", name)
+        self.add(*self.ROWS)
+
+    def add(self, *rows):
+        with contextlib.closing(self.open_database()) as database:
+            ids = dict(database.read("SELECT username, id FROM users"))
+            attempts = [
+                Attempt(address, utc_text(time.time() - 60 * minutes), ids.get(user), outcome)
+                for address, outcome, user, minutes in rows
+            ]
+            database.write(lambda connection: write_attempts(connection, attempts))
+
+    def log(self, *words):
+        """The rows without the heading and the time."""
+        code, out, err = self.admin("log", *words)
+        self.assertEqual((code, err), (0, ""))
+        heading, *lines = out.splitlines()
+        self.assertEqual(heading, "time\taddress\toutcome\tuser")
+        return [tuple(line.split("\t")[1:]) for line in lines]
+
+    def expected(self, *places):
+        return [
+            (a, outcome, user or "-") for a, outcome, user, _ in map(self.ROWS.__getitem__, places)
+        ]
+
+    def test_shows_every_attempt_oldest_first(self):
+        self.assertEqual(self.log(), self.expected(0, 1, 2, 3, 4))
+
+    def test_is_filtered_by_outcome_address_user_and_time(self):
+        for words, places in (
+            (("--outcome", "bad_password"), (1, 2, 4)),
+            (("--address", "192.0.2.1"), (0, 1, 4)),
+            (("--address", "2001:DB8:0::1"), (2, 3)),
+            (("--user", "alice"), (0, 1, 4)),
+            (("--user", "nobody"), ()),
+            (("--since", "1h"), (1, 2, 3, 4)),
+            (("--since", "2026-01-01"), (0, 1, 2, 3, 4)),
+            (("--since", "9999-12-31 23:59"), ()),
+            (("--outcome", "bad_password", "--user", "alice", "--since", "45m"), (4,)),
+            (("--last", "2"), (3, 4)),
+            (("--last", "2", "--user", "alice"), (1, 4)),
+            (("--last", "99"), (0, 1, 2, 3, 4)),
+        ):
+            with self.subTest(words=words):
+                self.assertEqual(self.log(*words), self.expected(*places))
+
+    def test_is_read_a_page_at_a_time(self):
+        with mock.patch("accounts.LOG_PAGE", 2):
+            self.assertEqual(self.log(), self.expected(0, 1, 2, 3, 4))
+
+    def test_keeps_the_attempts_of_a_deleted_user_without_the_name(self):
+        self.admin("users", "delete", "bob")
+        self.assertIn(("2001:db8::1", "bad_password", "-"), self.log())
+
+    def test_shows_rows_that_another_program_wrote_without_an_outcome(self):
+        with contextlib.closing(self.open_database()) as database:
+            database.write(
+                lambda c: c.execute("INSERT INTO auth_logs (request_ip) VALUES ('192.0.2.9')")
+            )
+        self.assertEqual(self.log()[-1], ("192.0.2.9", "-", "-"))
+
+    def test_is_summed_up_by_address_and_outcome(self):
+        code, out, _ = self.admin("log", "--summary", "--since", "1h")
+        self.assertEqual(code, 0)
+        rows = [line.split("\t")[:3] for line in out.splitlines()]
+        self.assertEqual(
+            rows,
+            [
+                ["address", "outcome", "attempts"],
+                ["192.0.2.1", "bad_password", "2"],
+                ["2001:db8::1", "bad_password", "1"],
+                ["2001:db8::1", "unknown_user", "1"],
+            ],
+        )
+
+    def test_is_followed_until_ctrl_c(self):
+        waits = iter([lambda: self.add(("192.0.2.7", "no_key", "bob", 0)), lambda: None])
+
+        def sleep(seconds):
+            step = next(waits, None)
+            if step is None:
+                raise KeyboardInterrupt
+            step()
+
+        with mock.patch("admin.time.sleep", sleep):
+            rows = self.log("--follow", "--last", "1")
+        self.assertEqual(rows, [*self.expected(4), ("192.0.2.7", "no_key", "bob")])
+
+    def test_ends_quietly_when_its_reader_has_read_enough(self):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, "w") as output:
+            process = subprocess.run(
+                [sys.executable, "admin.py", "--db", str(self.path), "log"],
+                cwd=ROOT, stdout=output, stderr=subprocess.PIPE, timeout=30,
+            )  # fmt: skip
+        self.assertEqual((process.returncode, process.stderr), (0, b""))
+
+    def test_refuses_filters_that_cannot_be_meant(self):
+        for words in (("--outcome", "maybe"), ("--address", "home"), ("--since", "yesterday"),
+                      ("--last", "0"), ("--summary", "--follow"), ("--user", "a:b")):  # fmt: skip
+            with self.subTest(words=words):
+                code, out, err = self.admin("log", *words)
+                self.assertEqual((code != 0, out, err.count("\n")), (True, "", 1))
 
 
 class Keys(AdminTest):
