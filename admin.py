@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """The operator's commands: keys and users, while the server runs or before it ever did.
 
-    python admin.py [--db FILE] keys list
+    python admin.py [--db FILE] keys list | rotate [--now] | revoke KID | export
+    python admin.py [--db FILE] rekey [--dry-run] | backup FILE
     python admin.py [--db FILE] users list | add NAME | reset NAME | delete NAME
     python admin.py [--db FILE] log [--follow] [--summary] [--outcome WORD] [--since 1h] ...
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ipaddress
+import json
 import os
 import re
 import sys
@@ -56,8 +58,10 @@ class Desk(NamedTuple):
 
     def keys(self) -> keystore.KeyStore:
         """The keys, opened with the secret that the server would use."""
-        secret = settings.load_secret(self.database, self.environ, tell)
-        keys = keystore.KeyStore(self.database, secret, self.config.policy, log=tell)
+        secret, previous = settings.load_secret(self.database, self.environ, tell)
+        # What the server decides by, which may have been started with flags that we were not.
+        policy = keystore.remembered_policy(self.database) or self.config.policy
+        keys = keystore.KeyStore(self.database, secret, policy, previous=previous, log=tell)
         keys.open()
         return keys
 
@@ -67,7 +71,57 @@ def keys_list(desk: Desk, options: argparse.Namespace) -> Lines:
     yield "kid\texpires\tstate"
     if keystore.has_keys(desk.database):
         for kid, exp, state in desk.keys().listing():
-            yield f"{kid}\t{accounts.utc_text(exp)[:19]}\t{state}"
+            yield f"{kid}\t{shown_time(exp)}\t{state}"
+
+
+def keys_rotate(desk: Desk, options: argparse.Namespace) -> Lines:
+    """Make a new key and end the older ones early; prints its kid."""
+    kid, signs = desk.keys().rotate(at_once=options.now)
+    tell(f"it signs from {shown_time(signs)} UTC on; tokens that older keys signed stay good")
+    if options.now:
+        tell("clients with an older copy of the JWKS refuse new tokens until they fetch it again")
+    return [kid]
+
+
+def keys_revoke(desk: Desk, options: argparse.Namespace) -> Lines:
+    """Delete a key at once, with every token it signed; prints the kid of one made instead."""
+    try:
+        made = desk.keys().revoke(options.kid, replace=not options.no_replacement)
+    except keystore.UnknownKey as error:
+        raise Refused(str(error)) from None
+    tell(
+        "it is out of the JWKS; clients that fetched it before trust it until they fetch again: "
+        f"caches for up to {keystore.JWKS_MAX_AGE} s, some clients for hours (docs/operations.md)"
+    )
+    return [] if made is None else [made]
+
+
+def keys_export(desk: Desk, options: argparse.Namespace) -> Lines:
+    """Print the JWKS that the server publishes now."""
+    known = keystore.has_keys(desk.database)
+    return [json.dumps(desk.keys().published().document() if known else {"keys": []})]
+
+
+def rekey(desk: Desk, options: argparse.Namespace) -> Lines:
+    """Seal every key that NOT_MY_KEY_PREVIOUS opens with NOT_MY_KEY; prints how many."""
+    if not keystore.has_keys(desk.database):
+        raise Refused("there are no keys to seal anew")
+    count = desk.keys().rekey(dry_run=options.dry_run)
+    if options.dry_run:
+        tell("no key was changed")
+    elif count:
+        tell("unset NOT_MY_KEY_PREVIOUS; old copies of the file still open with the old secret")
+    return [str(count)]
+
+
+def backup(desk: Desk, options: argparse.Namespace) -> Lines:
+    """Copy the database to a new file while the server runs."""
+    try:
+        desk.database.backup(options.file)
+    except CannotOpen as error:
+        raise Refused(str(error)) from None
+    tell("the secret is not in it: keep a copy of that as well, and somewhere else")
+    return []
 
 
 def users_list(desk: Desk, options: argparse.Namespace) -> Lines:
@@ -158,6 +212,14 @@ class Argument(NamedTuple):
     options: dict[str, object]
 
 
+NOW = Argument("--now", {"action": "store_true", "help": "sign with it at once, not after a lead"})
+KID = Argument("kid", {"metavar": "KID", "help": "the key, as keys list names it"})
+NO_REPLACEMENT = Argument(
+    "--no-replacement",
+    {"action": "store_true", "help": "make no key even if none is left to sign with"},
+)
+DRY_RUN = Argument("--dry-run", {"action": "store_true", "help": "only count them"})
+FILE = Argument("file", {"metavar": "FILE", "help": "must not exist yet"})
 NAME = Argument("name", {"metavar": "NAME", "help": "the user"})
 EMAIL = Argument("--email", {"metavar": "ADDRESS", "help": "the e-mail address"})
 PASSWORD_STDIN = Argument(
@@ -177,6 +239,11 @@ LOG_OPTIONS = (
 Command = Callable[[Desk, argparse.Namespace], Lines]
 COMMANDS: dict[str, tuple[Command, tuple[Argument, ...]]] = {
     "keys list": (keys_list, ()),
+    "keys rotate": (keys_rotate, (NOW,)),
+    "keys revoke": (keys_revoke, (KID, NO_REPLACEMENT)),
+    "keys export": (keys_export, ()),
+    "rekey": (rekey, (DRY_RUN,)),
+    "backup": (backup, (FILE,)),
     "users list": (users_list, ()),
     "users add": (users_add, (NAME, EMAIL, PASSWORD_STDIN)),
     "users reset": (users_reset, (NAME,)),
@@ -205,6 +272,14 @@ def make_parser() -> settings.Parser:
         for argument in arguments:
             leaf.add_argument(argument.name, **argument.options)  # type: ignore[arg-type]
     return parser
+
+
+def shown_time(seconds: object) -> str:
+    """A time of the table for people; what is none, or past the year 9999, as it stands there."""
+    try:
+        return accounts.utc_text(float(str(seconds)))[:19]
+    except (ValueError, OverflowError, OSError):
+        return f"{seconds!r:.30}"
 
 
 def tell(line: str) -> None:

@@ -510,9 +510,12 @@ def open_app(
     except CannotOpen as error:
         raise ConfigurationError(str(error)) from error
     try:
-        secret = settings.load_secret(database, environ, log)
-        keys = keystore.KeyStore(database, secret, config.policy, log=log, clock=clock)
+        secret, previous = settings.load_secret(database, environ, log)
+        keys = keystore.KeyStore(
+            database, secret, config.policy, previous=previous, log=log, clock=clock
+        )
         keys.open()
+        keys.remember_policy()
         keys.make_due()
         users = accounts.Accounts(
             database,
