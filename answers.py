@@ -248,11 +248,6 @@ def origin_of(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
-def https(origin: str) -> str:
-    """The same host behind a proxy that ends TLS."""
-    return "https" + origin[4:]
-
-
 def exposition(
     http: httpd.Stats,
     logins: Mapping[str, int],

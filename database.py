@@ -29,6 +29,7 @@ from typing import Any, Callable, NamedTuple, TypeVar, Union
 
 T = TypeVar("T")
 WriteRows = Callable[[sqlite3.Connection, list[Any]], None]
+Accept = Callable[[sqlite3.Connection], None]
 Written = Callable[[Union[Exception, None]], None]
 
 BUSY_SECONDS = 5.0  # how long another process may hold the write lock before we answer 503
@@ -55,13 +56,24 @@ class Unavailable(Exception):
 class Database:
     """One SQLite file: `read` from any thread, `write` through the one writer thread."""
 
-    def __init__(self, path: str | os.PathLike[str], *, busy_seconds: float = BUSY_SECONDS) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        busy_seconds: float = BUSY_SECONDS,
+        accept: Accept = lambda connection: None,
+    ) -> None:
         """Open or create the file (mode 0600), bring its schema up to date.
+
+        `accept(connection)` may raise CannotOpen before anything is written.
 
         Raises:
             CannotOpen: it is not a database, not ours, from a newer version, or not writable.
         """
-        self.path = Path(path).absolute()
+        try:
+            self.path = Path(path).absolute()
+        except OSError as error:
+            raise CannotOpen(f"cannot find {path}: the current directory is gone") from error
         self._busy_seconds = busy_seconds
         self._local = threading.local()
         self._readers: list[sqlite3.Connection] = []
@@ -69,7 +81,7 @@ class Database:
         self._closed = False
         try:
             _create_private(self.path)
-            self._writer = _prepared(self._connect())
+            self._writer = _prepared(self._connect(), accept)
             self._identity = _identity(self.path)
         except (OSError, sqlite3.Error, CannotOpen) as error:
             raise CannotOpen(_why_not(self.path, error)) from error
@@ -118,6 +130,14 @@ class Database:
                 self._jobs.put(_Row(write_rows, row, written))
                 return
         written(Unavailable("the database is closed"))
+
+    def probe(self) -> None:
+        """Write a page that changes nothing, to see whether writing works again.
+
+        Raises:
+            Unavailable: it does not.
+        """
+        self.write(lambda connection: connection.execute(f"PRAGMA user_version={len(MIGRATIONS)}"))
 
     def stamp(self) -> object:
         """A value that differs from an earlier one on this thread if the file changed in between.
@@ -318,22 +338,23 @@ def _identity(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _prepared(connection: sqlite3.Connection) -> sqlite3.Connection:
+def _prepared(connection: sqlite3.Connection, accept: Accept) -> sqlite3.Connection:
     """The connection, ready to write; closed if the file cannot be used."""
     try:
-        _prepare(connection)
+        _prepare(connection, accept)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _prepare(connection: sqlite3.Connection) -> None:
+def _prepare(connection: sqlite3.Connection, accept: Accept) -> None:
     """WAL, durability, schema. Nothing is written to a file that turns out not to be ours."""
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > len(MIGRATIONS):
         raise CannotOpen(f"its schema has version {version}, newer than this program knows")
     _require_our_columns(connection)
+    accept(connection)
     if connection.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
         raise CannotOpen("its file system cannot hold a write-ahead log; use a local disk")
     connection.execute("PRAGMA synchronous=FULL")  # an fsync a commit: acknowledged means on disk
