@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import socket
 import threading
@@ -40,6 +39,7 @@ class LiveServer(Server):
     def __init__(self, **settings: Any) -> None:
         self.lines: list[str] = []
         self.seen: list[Request] = []
+        self.turns = 0
         self.work: Callable[[Request], Response] = lambda request: Response(200, (), b"worked")
         settings.setdefault("port", 0)
         settings.setdefault("log", self.lines.append)
@@ -54,6 +54,10 @@ class LiveServer(Server):
         self.stop()
         self.thread.join(15)
         assert not self.thread.is_alive(), "the server did not stop"
+
+    def _turn(self) -> None:
+        self.turns += 1
+        super()._turn()
 
     def hold(self) -> threading.Event:
         """Let every worker wait until this event is set."""
@@ -115,9 +119,8 @@ class Client:
     def rest(self) -> bytes:
         """What comes until the end of the connection."""
         octets, self.buffer = self.buffer, b""
-        with contextlib.suppress(ConnectionResetError):
-            while part := self.connection.recv(65_536):
-                octets += part
+        while part := self.connection.recv(65_536):
+            octets += part
         return octets
 
     def answer(self, head_only: bool = False) -> Answer:
