@@ -15,11 +15,13 @@ Rules of this file:
 - No SQL about keys or users: those rows belong to keystore.py and accounts.py.
 
 Left out: reopening. After the file was deleted or replaced the server keeps refusing to write until
-it is started again, because its write-ahead log may still lie beside the new file.
+it is started again; what is in the write-ahead log goes to the old file, so that it cannot be
+mistaken for the new one's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import sqlite3
@@ -174,6 +176,8 @@ class Database:
             self._closed = True
             self._jobs.put(None)
         self._thread.join()
+        if not self._same_file():
+            self._leave_no_log()
         for connection in [*self._readers, self._writer]:
             connection.close()
 
@@ -205,12 +209,22 @@ class Database:
             self._local.connection = connection
         return connection
 
-    def _require_same_file(self) -> None:
+    def _same_file(self) -> bool:
         try:
-            same = _identity(self.path) == self._identity
+            return _identity(self.path) == self._identity
         except OSError:
-            same = False
-        if not same:
+            return False
+
+    def _leave_no_log(self) -> None:
+        """Move what is in the write-ahead log to the file it belongs to, wherever that is now.
+
+        SQLite would apply a log that is left to the file that has taken the place, at its opening.
+        """
+        with contextlib.suppress(sqlite3.Error):
+            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _require_same_file(self) -> None:
+        if not self._same_file():
             raise Unavailable(
                 f"{self.path} was deleted or replaced while the server was running: "
                 "put the file back, or stop the server and start it again"
@@ -241,6 +255,8 @@ class Database:
                 return
 
     def _commit(self, jobs: list[_Job]) -> None:
+        if not self._same_file():
+            self._leave_no_log()
         self._require_same_file()
         self._writer.execute("BEGIN IMMEDIATE")
         try:

@@ -240,17 +240,36 @@ class Operating(AccountsTest):
         self.assertRaises(UnknownUser, self.accounts.reset, "nobody")
         self.assertRaises(UnknownUser, self.accounts.delete, "nobody")
 
+    def rows(self):
+        return self.database.read("SELECT count(*) FROM auth_logs")[0][0]
+
     def test_prunes_the_oldest_rows_of_the_log_in_steps(self):
         for _ in range(5):
             self.record("127.0.0.1", "unknown_user", None)
             self.clock.advance(10)
-        with mock.patch.object(accounts, "PRUNED_ROWS", 2):
-            counts = []
+        counts = []
+        with mock.patch.multiple(accounts, PRUNED_ROWS=1, PRUNE_STEPS=2):
             for _ in range(3):
                 self.accounts.prune_log(25)
-                counts.append(self.database.read("SELECT count(*) FROM auth_logs")[0][0])
+                counts.append(self.rows())
         self.assertEqual(counts, [3, 2, 2])
         self.assertEqual(self.database.read("SELECT count(*) FROM auth_outcomes"), [(2,)])
+
+    def test_prunes_in_commits_of_their_own_so_that_logins_need_not_wait_for_all(self):
+        for _ in range(6):
+            self.record("127.0.0.1", "unknown_user", None)
+        self.clock.advance(100)
+        left, write = [], self.database.write
+
+        def counted(job):
+            removed = write(job)
+            left.append(self.rows())
+            return removed
+
+        small = mock.patch.multiple(accounts, PRUNED_ROWS=2, PRUNE_STEPS=10)
+        with small, mock.patch.object(self.database, "write", counted):
+            self.accounts.prune_log(10)
+        self.assertEqual(left, [4, 2, 0, 0])
 
     def test_the_clock_going_back_does_not_invent_recent_attempts(self):
         self.record("127.0.0.1", "unknown_user", None)
