@@ -61,11 +61,11 @@ from transport import (
     unlisten,
     url_of,
 )
-from workers import Deliver, Later, Outcome, Workers
+from workers import Deliver, Eventually, Later, Outcome, Workers
 
 __all__ = [
-    "Handler", "Later", "Limits", "LineLog", "Request", "Response", "Server", "error",
-    "json_response",
+    "Eventually", "Handler", "Later", "Limits", "LineLog", "Request", "Response", "Server",
+    "error", "json_response",
 ]  # fmt: skip
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE

@@ -2,6 +2,7 @@
 
     --key-lead 12h   else   JWKS_KEY_LEAD=12h   else   the default in the row of `Settings`
     NOT_MY_KEY       else   the file NOT_MY_KEY_FILE names   else   <db>.secret, made once
+                     and    NOT_MY_KEY_PREVIOUS opens what has not been sealed anew yet
 
 Rules of this file:
 - A setting is one row of `Settings`: its flag, variable, type, default and help follow from it.
@@ -34,6 +35,8 @@ class ConfigurationError(Exception):
 
 
 T = TypeVar("T")
+LONGEST = 36_500 * 86_400  # s: a century; dates stay within what SQLite and datetime can write
+MAX_HASH_KIB = 1_048_576  # 1 GiB a hash; more is a slip of the pen
 
 
 def setting(default: Any, parse: Callable[[str], T], placeholder: str, help_text: str) -> T:
@@ -43,13 +46,23 @@ def setting(default: Any, parse: Callable[[str], T], placeholder: str, help_text
     return dataclasses.field(default=value, metadata=details)
 
 
+def filled(text: str) -> str:
+    """Text that is not blank: a variable set to nothing is not the same as one left out."""
+    if not text.strip():
+        raise ValueError("is blank: write a value, or leave it out")
+    return text
+
+
 def duration(text: str) -> float:
     """`4s`, `90m`, `1h`, `30d`, `500ms`, or plain seconds: in seconds."""
     match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h|d|w)?", text.strip())
     if match is None:
         raise ValueError("write a duration such as 90s, 10m, 1h or 30d")
     units = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-    return float(match[1]) * units[match[2] or "s"]
+    seconds = float(match[1]) * units[match[2] or "s"]
+    if seconds > LONGEST:
+        raise ValueError("write a duration of at most 36500d")
+    return seconds
 
 
 def whole_seconds(text: str) -> float:
@@ -111,7 +124,8 @@ def hash_cost(text: str) -> accounts.HashCost:
     match = re.fullmatch(r"t=([0-9]{1,3}),m=([0-9]{1,7}),p=([0-9]{1,2})", text)
     cost = accounts.HashCost(*map(int, match.groups())) if match else None
     # RFC 9106 §3.1: at least one pass, one lane, and 8 KiB a lane.
-    if cost is None or min(cost) < 1 or cost.memory_kib < 8 * cost.lanes:
+    sound = cost is not None and min(cost) >= 1 and cost.memory_kib >= 8 * cost.lanes
+    if cost is None or not sound or cost.memory_kib > MAX_HASH_KIB or cost.lanes > 16:
         raise ValueError("write t=PASSES,m=KIB,p=LANES such as t=2,m=19456,p=1")
     return cost
 
@@ -120,17 +134,23 @@ def hash_cost(text: str) -> accounts.HashCost:
 class Settings:
     """All that can be set: --some-flag on the command line, or JWKS_SOME_FLAG."""
 
-    host: str = setting("127.0.0.1", str, "HOST", "address to listen on; :: for both families")
+    host: str = setting("127.0.0.1", filled, "HOST", "address to listen on; :: for both families")
     port: int = setting("8080", port_number, "PORT", "0 takes a free one")
-    db: str = setting("totally_not_my_privateKeys.db", str, "FILE", "the SQLite database")
+    db: str = setting("totally_not_my_privateKeys.db", filled, "FILE", "the SQLite database")
     auth_limit: tuple[ratelimit.Rule, ...] = setting(
         "5/minute", ratelimit.parse_limit, "COUNT/PERIOD", "of POST /auth by address, or off"
     )
     register_limit: tuple[ratelimit.Rule, ...] = setting(
         "60/minute", ratelimit.parse_limit, "COUNT/PERIOD", "of POST /register, or off"
     )
+    limiter_sources: int = setting(
+        "65536", positive, "COUNT", "addresses that each limiter remembers"
+    )
+    registration: str = setting(
+        "open", one_of("open", "closed"), "open|closed", "whether POST /register is for anybody"
+    )
     issuer: str | None = setting(None, issuer_url, "URL", "`iss` of the tokens; default our URL")
-    audience: str | None = setting(None, str, "TEXT", "`aud` of the tokens; default none")
+    audience: str | None = setting(None, filled, "TEXT", "`aud` of the tokens; default none")
     token_ttl: float = setting("1h", whole_seconds, "DURATION", "how long a token is valid")
     key_lifetime: float = setting("30d", whole_seconds, "DURATION", "how long a key exists")
     key_lead: float = setting("24h", duration, "DURATION", "a key is published, then signs")
@@ -149,8 +169,8 @@ class Settings:
         "1h", duration_or_off, "DURATION", "how long a verified password is remembered, or off"
     )
     log_retention: float = setting("90d", duration, "DURATION", "how long logins are kept")
-    tls_cert: str | None = setting(None, str, "FILE", "certificate chain (PEM); turns on TLS")
-    tls_key: str | None = setting(None, str, "FILE", "its private key (PEM)")
+    tls_cert: str | None = setting(None, filled, "FILE", "certificate chain (PEM); turns on TLS")
+    tls_key: str | None = setting(None, filled, "FILE", "its private key (PEM)")
     max_connections: int = setting("10000", positive, "COUNT", "open at once")
     max_per_client: int = setting("2000", positive, "COUNT", "open at once from one address")
     access_log: str = setting(
@@ -178,8 +198,8 @@ def make_settings(values: Mapping[str, object]) -> Settings:
     """
     parsed: dict[str, Any] = {}
     for row in dataclasses.fields(Settings):
-        if row.name in values:
-            value = values[row.name]
+        value = values.get(row.name)
+        if value is not None:
             text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
             try:
                 parsed[row.name] = row.metadata["parse"](text)
@@ -238,27 +258,31 @@ def configure(arguments: Mapping[str, object], environ: Mapping[str, str]) -> Se
 # -- the secret that seals the keys
 
 SECRET_BYTES = 32  # of a generated secret: 256 bits, nothing to guess
-SHORT_SECRET = 16  # characters; fewer deserve a warning even behind Argon2id
+SHORT_SECRET = 16  # bytes; fewer deserve a warning even behind Argon2id
 
 
 def load_secret(
     database: Database, environ: MutableMapping[str, str], log: Callable[[str], None]
-) -> bytes:
-    """NOT_MY_KEY, else the content of NOT_MY_KEY_FILE, else of the generated `<db>.secret`.
+) -> tuple[bytes, bytes | None]:
+    """The secret that seals the keys, and the previous one that may still open some.
 
-    The variables are removed from `environ`: what we start later does not inherit them.
+    NOT_MY_KEY, else the content of NOT_MY_KEY_FILE, else of the generated `<db>.secret`; and
+    NOT_MY_KEY_PREVIOUS, else the content of NOT_MY_KEY_PREVIOUS_FILE, else none. The variables are
+    removed from `environ`: what we start later does not inherit them.
 
     Raises:
-        ConfigurationError: the secret is blank, or missing though keys are sealed with it.
+        ConfigurationError: a secret is blank, or missing though keys are sealed with it.
     """
-    direct, file = environ.pop("NOT_MY_KEY", None), environ.pop("NOT_MY_KEY_FILE", None)
-    if direct is not None:
-        return checked_secret(os.fsencode(direct), "NOT_MY_KEY", log)
-    if file is not None:
-        return checked_secret(read_secret(Path(file)), f"NOT_MY_KEY_FILE ({file})", log)
+    secret = given_secret("NOT_MY_KEY", environ, log)
+    previous = given_secret("NOT_MY_KEY_PREVIOUS", environ, lambda line: None)
+    if secret is not None:
+        return secret, previous
     path = Path(f"{database.path}.secret")
+    if path.is_symlink():
+        raise ConfigurationError(f"{path} is a link: name its target in NOT_MY_KEY_FILE instead")
     if not path.is_file():
-        if keystore.has_keys(database):
+        # Looked for again: another first start may have made both in between.
+        if keystore.has_keys(database) and previous is None and not path.is_file():
             raise ConfigurationError(
                 f"the keys in {database.path} are sealed and there is no secret to open them: "
                 f"set NOT_MY_KEY, or put back {path}"
@@ -268,7 +292,31 @@ def load_secret(
             f"NOT_MY_KEY is not set: the keys are sealed with a secret generated in {path}; "
             "who copies both files has the keys"
         )
-    return checked_secret(read_secret(path), str(path), log)
+    elif path.stat().st_mode & 0o077 and os.name == "posix":
+        log(f"{path} can be read by others: chmod 600 it, then change the secret (admin.py rekey)")
+    return checked_secret(read_secret(path), str(path), log), previous
+
+
+def check_given_secrets(environ: Mapping[str, str]) -> None:
+    """Refuse a blank or unreadable secret before any file is touched.
+
+    Raises:
+        ConfigurationError: a variable is blank, or names a file that cannot be used.
+    """
+    for name in ("NOT_MY_KEY", "NOT_MY_KEY_PREVIOUS"):
+        given_secret(name, dict(environ), lambda line: None)
+
+
+def given_secret(
+    name: str, environ: MutableMapping[str, str], log: Callable[[str], None]
+) -> bytes | None:
+    """The secret in the variable, else in the file that the variable `<name>_FILE` names."""
+    direct, file = environ.pop(name, None), environ.pop(f"{name}_FILE", None)
+    if direct is not None:
+        return checked_secret(os.fsencode(direct), name, log)
+    if file is not None:
+        return checked_secret(read_secret(Path(file)), f"{name}_FILE ({file})", log)
+    return None
 
 
 def checked_secret(secret: bytes, origin: str, log: Callable[[str], None]) -> bytes:
@@ -276,12 +324,12 @@ def checked_secret(secret: bytes, origin: str, log: Callable[[str], None]) -> by
     if not secret.strip():
         raise ConfigurationError(f"{origin} is blank: set a secret, or unset it to have one made")
     if len(secret) < SHORT_SECRET:
-        log(f"{origin} has only {len(secret)} characters: {SHORT_SECRET} or more resist guessing")
+        log(f"{origin} has only {len(secret)} bytes: {SHORT_SECRET} or more resist guessing")
     return secret
 
 
 def read_secret(path: Path) -> bytes:
-    """The first line of the file."""
+    """The content of the file without its last line end."""
     try:
         secret = path.read_bytes()
     except OSError as error:
@@ -304,7 +352,17 @@ def create_secret(path: Path) -> None:
             os.link(draft, path)
         finally:
             os.unlink(draft)
+        sync_directory(path.parent)
     except FileExistsError:
         return  # another process was faster: its secret is the one
     except OSError as error:
         raise ConfigurationError(f"cannot write the secret: {error}") from error
+
+
+def sync_directory(path: Path) -> None:
+    """Have the names in a directory on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,12 +1,14 @@
 """Answers that take long: threads beside the loop, and a bounded queue before them.
 
-    loop --submit--> queue --> thread: later() --finished--> whoever collects, on the loop
+    loop --submit--> queue --> thread: later.run() --finished--> whoever collects, on the loop
 
 Rules of this file:
 - Threads are made when they are first needed, and stay. They are daemons: one that hangs does not
   hold up the end of the process.
 - Nothing is accepted that could not be run: a full queue says so at once.
 - Whatever a `Later` raises becomes its outcome. A thread never dies of one.
+- A thread need not wait for what follows its part (a commit on disk): `Eventually` has the outcome
+  delivered by whoever has it then.
 
 It leaves out: cancelling. Who no longer wants an outcome ignores it.
 """
@@ -17,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Union
 
@@ -24,19 +27,34 @@ from http1 import Response
 
 Outcome = Union[Response, BaseException]
 Deliver = Callable[[Outcome], None]
+Eventually = Callable[[Callable[[Response], None]], None]
 
 
 class Later:
-    """An answer that takes time; calling it gives the `Response`. Only workers call it."""
+    """An answer that takes time, for a worker: its function returns the `Response`, or a function
+    that is given `deliver` and calls it once, from any thread, when there is a `Response`.
+    """
 
     __slots__ = ("_arguments", "_function")
 
-    def __init__(self, function: Callable[..., Response], *arguments: Any) -> None:
+    def __init__(self, function: Callable[..., Response | Eventually], *arguments: Any) -> None:
         self._function = function
         self._arguments = arguments
 
+    def run(self, deliver: Callable[[Response], None]) -> None:
+        """Have `deliver` called with the answer, now or later."""
+        outcome = self._function(*self._arguments)
+        if isinstance(outcome, Response):
+            outcome.front()  # spelled here rather than on the loop
+            deliver(outcome)
+        else:
+            outcome(deliver)
+
     def __call__(self) -> Response:
-        return self._function(*self._arguments)
+        """Wait for the answer: for callers without a loop."""
+        answers: SimpleQueue[Response] = SimpleQueue()
+        self.run(answers.put)
+        return answers.get()
 
 
 class Workers:
@@ -94,10 +112,8 @@ class Workers:
 
     def _run(self) -> None:
         for later, deliver in iter(self._queue.get, None):
-            outcome: Outcome
+            finished = partial(self._finished, deliver)
             try:
-                outcome = later()
-                outcome.front()  # spelled here rather than on the loop
+                later.run(finished)
             except BaseException as failure:
-                outcome = failure
-            self._finished(deliver, outcome)
+                finished(failure)
