@@ -196,18 +196,6 @@ def error(
     return json_response(status, {"error": word, "error_description": description}, headers)
 
 
-class Head(NamedTuple):
-    """A request's head, understood. `length` is None for a chunked body."""
-
-    method: str
-    path: str
-    query: str
-    headers: dict[str, str]
-    length: int | None
-    keep_alive: bool
-    version: str
-
-
 class Parser:
     """The requests in one connection's bytes: `feed` bytes, then ask for `next_request`.
 
@@ -217,9 +205,9 @@ class Parser:
     """
 
     __slots__ = (
-        "_blank_line", "_body", "_buffer", "_chunk", "_client", "_extensions", "_fields", "_head",
-        "_last_block", "_last_request", "_limits", "_line", "_start", "_trailer",
-        "expects_continue",
+        "_blank_line", "_body", "_buffer", "_chunk", "_client", "_extensions", "_fields",
+        "_last_block", "_last_request", "_length", "_limits", "_line", "_request", "_start",
+        "_trailer", "expects_continue",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, client: str) -> None:
@@ -230,7 +218,8 @@ class Parser:
         self._line = 0  # in a head or trailer: the first line not yet examined
         self._blank_line = False  # whether the one that is forgiven before a request has come
         self._fields = 0  # field lines examined so far
-        self._head: Head | None = None  # None until it is complete
+        self._request: Request | None = None  # whose head is complete and whose body is not
+        self._length: int | None = 0  # of that body; None if it comes in chunks
         self._body = bytearray()
         self._chunk = 0  # octets of the current chunk still to come, with its CRLF
         self._extensions = 0  # octets of chunk extensions so far
@@ -241,54 +230,45 @@ class Parser:
 
     def feed(self, octets: bytes) -> None:
         """Append what arrived."""
-        if self._start == len(self._buffer):
-            self._line = 0
-            self._buffer = octets
-        else:
+        if self._buffer:
             self._line -= self._start
             self._buffer = self._buffer[self._start :] + octets
-        self._start = 0
+            self._start = 0
+        else:
+            self._buffer = octets
 
     @property
     def stage(self) -> int:
         """What has begun and is not complete: a HEAD, a BODY, or nothing (IDLE)."""
-        if self._head is not None:
+        if self._request is not None:
             return BODY
         return HEAD if self._start < len(self._buffer) else IDLE
 
     def next_request(self) -> Request | None:
         """The next complete request; None until more octets come. Raises `Refused`."""
         if self._start == len(self._buffer):
+            self._buffer = b""  # a connection at rest keeps nothing, least of all passwords
+            self._start = self._line = 0
             return None
-        if self._head is None:
+        request = self._request
+        if request is None:
             # A client on a kept connection sends the same octets again and again: same verdict.
             if self._last_block and self._buffer.startswith(self._last_block, self._start):
                 self._advance(self._start + len(self._last_block))
                 return self._last_request
-            if not self._read_head():
+            request = self._read_head()
+            if request is None:
                 return None
-        head = self._head
-        assert head is not None  # noqa: S101 - for the type checker: _read_head has set it
-        length = head.length
+        length = self._length
         complete = self._read_chunked() if length is None else self._read_sized(length)
-        return self._take_request(head) if complete else None
+        return self._take_request(request) if complete else None
 
-    def _take_request(self, head: Head) -> Request:
-        body = bytes(self._body)
-        self._head = None
-        self._body.clear()
+    def _take_request(self, request: Request) -> Request:
+        if self._body:
+            request.body = bytes(self._body)
+            self._body = bytearray()
+        self._request = None
         self.expects_continue = False
-        keep_alive, version = head.keep_alive, head.version
-        self._last_request = request = Request(
-            head.method,
-            head.path,
-            head.query,
-            head.headers,
-            body,
-            self._client,
-            keep_alive,
-            version,
-        )
         return request
 
     def _advance(self, position: int) -> None:
@@ -297,18 +277,18 @@ class Parser:
 
     # --- the head
 
-    def _read_head(self) -> bool:
+    def _read_head(self) -> Request | None:
+        """The request whose head is complete; its body may be still to come."""
         if not self._skip_blank_line():
-            return False
+            return None
         match = self._match_head() if self._line == self._start else None
         if match is None:
             if not (self._examine_start() and self._examine_fields()):
-                return False
+                return None
             match = HEAD_BLOCK.fullmatch(self._buffer, self._start, self._line)
         if match is None:  # line by line and as a whole the grammar is the same
             raise AssertionError("a head that both passes and fails")
-        self._accept_head(match)
-        return True
+        return self._accept_head(match)
 
     def _skip_blank_line(self) -> bool:
         # RFC 9112 §2.2: one CRLF before a request is forgiven; old clients end a body with it.
@@ -373,20 +353,23 @@ class Parser:
             if self._fields > self._limits.fields:
                 raise Refused(431, f"Send at most {self._limits.fields} header fields.")
 
-    def _accept_head(self, match: re.Match[bytes]) -> None:
-        head = read_head(match, self._limits)
-        self._blank_line = False
-        self._advance(match.end())
-        self._head = head
+    def _accept_head(self, match: re.Match[bytes]) -> Request:
+        request, length = read_head(match, self._client, self._limits)
+        self._request, self._length = request, length
+        self._blank_line = self._trailer = False
         self._chunk = self._extensions = 0
-        self._trailer = False
-        self._last_block = b""
+        self._advance(match.end())
+        waits = self._start == len(self._buffer)  # otherwise the body is under way
+        self.expects_continue = waits and length != 0 and "expect" in request.headers
+        self._remember(match[0], request)
+        return request
+
+    def _remember(self, block: bytes, request: Request) -> None:
         # At most 1 KiB a connection, and never credentials: they are not kept longer than needed.
-        if head.length == 0 and len(match[0]) <= 1024 and "authorization" not in head.headers:
-            self._last_block = match[0]
-        self.expects_continue = "expect" in head.headers and head.length != 0
-        if self._start < len(self._buffer):  # it did not wait
-            self.expects_continue = False
+        if self._length == 0 and len(block) <= 1024 and "authorization" not in request.headers:
+            self._last_block, self._last_request = block, request
+        else:
+            self._last_block, self._last_request = b"", None
 
     # --- the body
 
@@ -440,8 +423,11 @@ class Parser:
         return self._chunk == 0
 
 
-def read_head(match: re.Match[bytes], limits: Limits) -> Head:
-    """What a well-formed head means; raises `Refused` where it means nothing or two things."""
+def read_head(match: re.Match[bytes], client: str, limits: Limits) -> tuple[Request, int | None]:
+    """A well-formed head as a request and the length of its body, None for a chunked one.
+
+    Raises `Refused` where the head means nothing, or two things.
+    """
     method = match[1].decode("ascii")
     version = "1.0" if match[3] == b"0" else "1.1"  # RFC 9110 §2.5: 1.2 would be read as 1.1
     headers = read_fields(match[4].decode("latin-1"))
@@ -449,7 +435,8 @@ def read_head(match: re.Match[bytes], limits: Limits) -> Head:
     path, query = read_target(method, match[2].decode("ascii"), headers)
     length = body_length(headers, version, limits)
     check_expect(headers, version)
-    return Head(method, path, query, headers, length, keeps_alive(headers, version), version)
+    keep_alive = keeps_alive(headers, version)
+    return Request(method, path, query, headers, b"", client, keep_alive, version), length
 
 
 def read_fields(text: str) -> dict[str, str]:
@@ -524,7 +511,9 @@ def check_expect(headers: dict[str, str], version: str) -> None:
 
 def keeps_alive(headers: dict[str, str], version: str) -> bool:
     """RFC 9112 §9.3: HTTP/1.1 goes on unless it says close, HTTP/1.0 only if it asks to."""
-    options = [option.strip() for option in headers.get("connection", "").lower().split(",")]
+    if "connection" not in headers:
+        return version != "1.0"
+    options = [option.strip() for option in headers["connection"].lower().split(",")]
     return "close" not in options and (version != "1.0" or "keep-alive" in options)
 
 

@@ -278,7 +278,21 @@ class Remembering(unittest.TestCase):
         self.assertIs(first, second)
         self.assertIs(second, third)
 
-    def test_credentials_are_not_kept(self) -> None:
+    def test_nothing_of_a_request_with_credentials_stays_behind(self) -> None:
+        for octets in (
+            b"GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Basic QQ==\r\n\r\n",
+            post(b"Content-Length: 6\r\n", b"secret"),
+            chunked(b"6\r\nsecret\r\n0\r\n\r\n"),
+        ):
+            parser = Parser(LIMITS, "c")
+            parser.feed(octets)
+            self.assertIsNotNone(parser.next_request())
+            self.assertIsNone(parser.next_request())
+            kept = [getattr(parser, name) for name in Parser.__slots__]
+            kept = [k for k in kept if not isinstance(k, int) and k not in (LIMITS, "c")]
+            self.assertFalse(any(kept), kept)
+
+    def test_credentials_are_read_anew_each_time(self) -> None:
         octets = b"GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Basic QQ==\r\n\r\n"
         first, second = read(octets * 2)
         self.assertIsNot(first, second)
