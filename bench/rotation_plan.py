@@ -89,7 +89,8 @@ class Issuer:
         """Make what came due until now."""
         while True:
             due = keystore.rotation_due([key.exp for key in self.keys], self.policy)
-            at = max(due, self._since) + (self.delay if self.keys else 0.0)
+            # A start makes what is overdue before it serves.
+            at = due + self.delay if due > self._since else self._since
             if at > now:
                 return
             self.add(at)
@@ -150,6 +151,12 @@ class Verifier:
         self.fetched, self._fresh_until = now, now + lasts
         self._copy = {key.kid: now + lasts for key in shown.keys}
 
+    def leap(self, seconds: float) -> None:
+        """Time in which nothing changes has passed: its copy is as old as before."""
+        self.fetched += seconds
+        self._fresh_until += seconds
+        self._copy = {kid: until + seconds for kid, until in self._copy.items()}
+
     def accepts(
         self, kid: str, issuer: Issuer, now: float, server_now: float | None = None
     ) -> bool:
@@ -207,17 +214,17 @@ def meet(client: Client, policy: Policy, phase: float, rotations: int = ROTATION
             longest = max(longest, now + step - began)
         else:
             began = math.inf
-        now = next_look(issuer, now, step, age)
+        quiet = quiet_time(issuer, now, age)
+        verifier.leap(quiet)
+        now += quiet or step
     return Verdict(refusals, longest)
 
 
-def next_look(issuer: Issuer, now: float, step: float, age: float) -> float:
-    """A step further; where nothing changes for long, as many ages of a copy as fit before it."""
+def quiet_time(issuer: Issuer, now: float, age: float) -> float:
+    """How far time can leap: as many whole ages of a copy as fit well before the next change."""
     published = issuer.published(now)
-    since_change = now - published.since
     ages = math.floor((published.until - now) / age) - 1
-    # Whole ages: the copy is as old after the leap as before, had the client gone on asking.
-    return now + ages * age if since_change > 2 * age and ages > 1 else now + step
+    return ages * age if now - published.since > 2 * age and ages > 1 else 0.0
 
 
 def worst(client: Client, policy: Policy) -> Verdict:
@@ -237,6 +244,7 @@ def trusts_revoked(client: Client, policy: Policy, *, good_tokens: bool) -> floa
     issuer.revoke(stolen, 0.0)
     step, now = 15.0, 0.0
     while now <= 2 * 12 * HOUR:  # .NET's twelve hours are the longest age of any copy
+        issuer.run(now)
         if good_tokens:
             verifier.accepts(issuer.sign(now).kid, issuer, now)
         if not verifier.accepts(stolen, issuer, now):
@@ -254,8 +262,8 @@ def spell(seconds: float) -> str:
         return "for ever"
     for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size or (seconds >= size and seconds % size == 0):
-            return f"{seconds / size:.4g} {unit}"
-    return f"{seconds:.4g} s"
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
 
 
 def timeline(policy: Policy, keys: int = 3, width: int = 64) -> list[str]:
