@@ -17,7 +17,7 @@ LAST = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
 
 class Routes(Handler):
-    """Answers by path: /echo the body, /later from a worker, /big a lot."""
+    """Answers by path: /echo the body, /later from a worker, /medium and /big a lot."""
 
     def route(self, request: Request) -> Response | Later:
         server: Any = self.server
@@ -28,6 +28,8 @@ class Routes(Handler):
             return Later(server.work, request)
         if request.path == "/big":
             return Response(200, (), b"x" * 1_000_000)
+        if request.path == "/medium":
+            return Response(200, (), b"x" * 60_000)  # below the high water mark
         if request.path == "/defect":
             raise ZeroDivisionError("secret")
         return ANSWER
@@ -83,6 +85,14 @@ class LiveServer(Server):
     def address(self) -> tuple[str, int]:
         host, _, port = self.url.split("//")[1].rpartition(":")
         return host.strip("[]"), int(port)
+
+    def connect_narrowly(self) -> Client:
+        """A client whose connection holds a few thousand octets on their way to it, not more."""
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        connection.connect(self.address)
+        return Client(connection)
 
     def connect(self) -> Client:
         if self.url.startswith("unix:"):

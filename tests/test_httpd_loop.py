@@ -170,6 +170,16 @@ class Pipelining(LiveTest):
             self.assertLess(len(self.server.seen), 10)
             self.assertEqual({len(client.answer().body) for _ in range(20)}, {1_000_000})
 
+    def test_goes_on_after_an_answer_that_waited_for_a_reader_and_one_from_a_worker(self) -> None:
+        gate = self.server.hold()
+        with self.server.connect_narrowly() as client:
+            client.send(b"".join(post(path, b"e") for path in ("/medium", "/later", "/echo")))
+            self.assertTrue(wait_until(lambda: len(self.server.seen) == 2))
+            gate.set()
+            time.sleep(0.1)
+            bodies = [client.answer().body for _ in range(3)]
+        self.assertEqual(bodies, [b"x" * 60_000, b"hello", b"e"])
+
 
 class Deadlines(LiveTest):
     settings: ClassVar[dict[str, object]] = {"limits": QUICK}
@@ -208,6 +218,15 @@ class Deadlines(LiveTest):
             client.send(GET.replace(b"/ ", b"/big ") * 20)
             self.assertTrue(wait_until(lambda: self.server.stats.connections_accepted == 1))
             self.assertTrue(wait_until(lambda: self.server.stats.connections_open == 0))
+
+    def test_that_end_a_connection_end_it_for_its_worker_too(self) -> None:
+        gate = self.server.hold()
+        with self.server.connect_narrowly() as client:
+            client.send(post("/medium", b"") + post("/later", b""))
+            self.assertTrue(wait_until(lambda: self.server.stats.timeouts == 1))
+            gate.set()
+            self.assertEqual(statuses(self.server.ask(LAST)), [200])
+        self.assertEqual([line for line in self.server.lines if "error" in line], [])
 
     def test_do_not_end_what_the_server_itself_takes_long_for(self) -> None:
         self.server.take(0.8)
@@ -272,6 +291,16 @@ class Workers(LiveTest):
             client.send(post("/later", b""))
             client.connection.shutdown(socket.SHUT_WR)
             self.assertEqual(statuses(client.rest()), [200])
+
+    def test_without_memory_ask_to_come_again(self) -> None:
+        def work(request: Request) -> Response:
+            raise MemoryError
+
+        self.server.work = work
+        with self.server.connect() as client:
+            client.send(post("/later", b""))
+            answer = client.answer()
+        self.assertEqual((answer.status, answer.headers["retry-after"]), (503, "1"))
 
     def test_survive_a_defect(self) -> None:
         def work(request: Request) -> Response:
@@ -349,6 +378,7 @@ class Room(unittest.TestCase):
             for _ in range(5):
                 self.assertEqual(statuses(server.ask(LAST)), [200])
                 self.assertTrue(wait_until(lambda: server.stats.connections_open == 0))
+            self.assertEqual(dict(server._per_client), {})
 
     def test_is_made_by_those_who_rest(self) -> None:
         with LiveServer(max_connections=2, limits=QUICK._replace(idle=60.0)) as server:
@@ -418,6 +448,7 @@ class Stopping(unittest.TestCase):
         with LiveServer() as server:
             gate = server.hold()
             working, idle, half = server.connect(), server.connect(), server.connect()
+            new = server.connect()
             working.send(post("/later", b""))
             idle.send(GET)
             idle.answer()
@@ -425,6 +456,8 @@ class Stopping(unittest.TestCase):
             self.assertTrue(wait_until(lambda: len(server.seen) == 2))
             server.stop()
             self.assertTrue(idle.is_closed())
+            new.send(GET)
+            self.assertEqual(statuses(new.rest()), [200])
             gate.set()
             self.assertEqual(statuses(working.rest()), [200])
             half.send(GET[-2:])
@@ -433,7 +466,7 @@ class Stopping(unittest.TestCase):
             self.assertIn(b"Connection: close", octets)
             with self.assertRaises(OSError):
                 server.connect()
-            for client in (working, idle, half):
+            for client in (working, idle, half, new):
                 client.connection.close()
 
     def test_does_not_wait_for_ever(self) -> None:
