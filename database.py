@@ -301,7 +301,9 @@ class _Rows(_Job):
     def finish(self) -> None:
         """The outcome is there: tell everybody whose row it was."""
         for written in self._written:
-            written(self.error)
+            # A defect in one of them must not end the thread that everybody else waits for.
+            with contextlib.suppress(Exception):
+                written(self.error)
 
 
 def _gather(batch: list[_Job | _Row | None]) -> list[_Job]:

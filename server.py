@@ -187,7 +187,8 @@ class App:
 
         def once_on_disk(deliver: Callable[[Response], None]) -> None:
             def written(trouble: Exception | None) -> None:
-                self.logins[outcome] += trouble is None
+                if trouble is None:
+                    self.logins[outcome] += 1
                 deliver(answer if trouble is None else self.refusal(trouble))
 
             self.accounts.record(client, outcome, user, written)
