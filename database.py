@@ -271,8 +271,10 @@ class Database:
         self._require_same_file()
 
     def _begin(self) -> None:
-        """Take the write lock. Whoever holds it for longer than we wait is asked briefly after that:
-        else each batch would wait in its turn, and the last in the queue for minutes.
+        """Take the write lock.
+
+        Whoever holds it for longer than we wait is asked briefly after that: else each batch would
+        wait in its turn, and the last in the queue for minutes.
         """
         try:
             self._writer.execute("BEGIN IMMEDIATE")
@@ -338,7 +340,9 @@ class _Rows(_Job):
     def finish(self) -> None:
         """The outcome is there: tell everybody whose row it was."""
         for written in self._written:
-            written(self.error)
+            # A defect in one of them must not end the thread that everybody else waits for.
+            with contextlib.suppress(Exception):
+                written(self.error)
 
 
 def _gather(batch: list[_Job | _Row | None]) -> list[_Job]:

@@ -191,8 +191,9 @@ class App:
 
         def once_on_disk(deliver: Callable[[Response], None]) -> None:
             def written(trouble: Exception | None) -> None:
-                self.logins[outcome] += trouble is None
-                self.report(WRITING, None if trouble is None else str(trouble))
+                if trouble is None:
+                    self.logins[outcome] += 1
+                    self.report(WRITING, None)
                 deliver(answer if trouble is None else self.refusal(trouble))
 
             self.accounts.record(client, outcome, user, written)
