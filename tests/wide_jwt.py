@@ -267,7 +267,7 @@ class Claims(unittest.TestCase):
         claims = {name: value for name, value in chosen.items() if value is not ...}
         token = vectors.token(header=HEADER, claims=claims)
         checks = {"issuer": "us", "audience": audience, "leeway": leeway}
-        refused = jwt_minimal.refusal(token, JWKS, now=NOW, **checks)
+        refused = vectors.refusal(token, JWKS, now=NOW, **checks)
         with mock.patch("jwt.api_jwt.datetime") as clock:
             clock.now.return_value.timestamp.return_value = float(NOW)
             try:
@@ -317,7 +317,7 @@ class Readers(unittest.TestCase):
     @WIDE
     @given(st.text() | mutated_tokens(), VALUES)
     def test_decode_raises_nothing_but_invalid_token(self, token: str, jwks: Any) -> None:
-        self.assertIsNotNone(jwt_minimal.refusal(token, jwks, now=NOW + 10**9))
+        self.assertIsNotNone(vectors.refusal(token, jwks, now=NOW + 10**9))
 
 
 if __name__ == "__main__":
