@@ -45,6 +45,7 @@ MAX_BRACKETS = 500
 MIN_MODULUS, MAX_MODULUS = 2048, 16384
 # OpenSSL's bound for large keys; in practice e is 65537, or 3.
 MAX_EXPONENT = 2**64
+URLSAFE = bytes.maketrans(b"+/", b"-_")  # RFC 4648 §5: what a URL would misread
 # RFC 8017 §9.2 note 1: the DER of DigestInfo{SHA-256, NULL} up to the 32 octets of the hash.
 DIGEST_INFO = bytes.fromhex("3031300d060960864801650304020105000420")
 
@@ -82,57 +83,40 @@ class InvalidToken(ValueError):
         self.seen = seen  # what the check looked at, header or claims, for a developer
 
 
+# A table: each check, and what to do when it fails.
+# fmt: off
 class MalformedToken(InvalidToken):
     """Copy the token again, whole and without quotes; if it stays so, its issuer is at fault."""
-
-
 class UnsupportedToken(InvalidToken):
     """Let the issuer sign with RS256, typ JWT or at+jwt, and no header extension."""
-
-
 class UnknownKey(InvalidToken):
     """Check it with the freshly fetched JWKS of its issuer: without, anyone may have written it."""
-
-
 class UnusableKey(InvalidToken):
     """Let the issuer publish an RSA signing key of 2048 bits or more, as RFC 7517 spells it."""
-
-
 class BadSignature(InvalidToken):
     """Reject the token: it was changed after it was signed, or another key signed it."""
-
-
 class InvalidClaim(InvalidToken):
     """Let the issuer set exp, and give every registered claim the type of RFC 7519 §4.1."""
-
-
 class ExpiredToken(InvalidClaim):
     """Get a new token; if this one should still be good, compare your clock with the issuer's."""
-
-
 class ImmatureToken(InvalidClaim):
     """Wait, or allow some leeway: the issuer's clock is ahead of yours."""
-
-
 class WrongIssuer(InvalidClaim):
     """Compare the two character by character; if they differ on purpose, reject the token."""
-
-
 class WrongAudience(InvalidClaim):
     """Name yourself as audience if the token is meant for you; if it is not, reject it."""
-
+# fmt: on
 
 # Errors quote what they refuse, escaped and cut: it may be hostile, deep and long.
 _quote = reprlib.Repr()
 _quote.maxstring = _quote.maxother = 100  # enough for any kid, URL or name
 quote = _quote.repr
 
+
 # ---- base64url and JSON: one accepted spelling ----
-
-
 def b64url_encode(raw: bytes) -> str:
     """Bytes as base64url without padding (RFC 7515 §2)."""
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode("ascii")
+    return base64.b64encode(raw).translate(URLSAFE, b"=").decode("ascii")
 
 
 def b64url_decode(text: str) -> bytes:
@@ -175,8 +159,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> Object:
 
 
 # ---- issuing ----
-
-
 def sign(header: Object, payload: bytes, private_key: RSAPrivateKey) -> str:
     """A compact JWS (RFC 7515 §3.1): the header as given, any payload, signed with RS256."""
     return _seal(b64url_encode(_compact_json(header).encode("utf-8")), payload, private_key)
@@ -224,8 +206,6 @@ def _check_types(claims: Object, date: str = DATE) -> None:
 
 
 # ---- keys ----
-
-
 def public_jwk(public_key: RSAPublicKey) -> dict[str, str]:
     """The JWK (RFC 7517 §4) to publish for a key; its `kid` is its thumbprint."""
     numbers = public_key.public_numbers()
@@ -257,8 +237,7 @@ def find_key(header: Object, jwks: Object) -> Object:
     keys = rsa_keys(jwks)
     found = [jwk for jwk in keys if "kid" not in header or jwk.get("kid") == header["kid"]]
     if len(found) != 1:
-        name = f"kid {quote(header['kid'])}" if "kid" in header else "no kid"
-        cause = f"the token has {name}: of {len(keys)} RSA keys, {len(found)} fit"
+        cause = f"kid is {quote(header.get('kid'))}: of {len(keys)} RSA keys, {len(found)} fit"
         raise UnknownKey(cause, header=header)
     return found[0]
 
@@ -293,8 +272,6 @@ def _number(jwk: Object, name: str) -> int:
 
 
 # ---- verifying: the signature ----
-
-
 def padded_hash(message: bytes, n: int) -> bytes:
     """EMSA-PKCS1-v1_5 (RFC 8017 §9.2): 00 01 ff...ff 00 DigestInfo hash, as long as n."""
     tail = b"\x00" + DIGEST_INFO + hashlib.sha256(message).digest()
@@ -351,8 +328,6 @@ def _check_header(header: Object) -> None:
 
 
 # ---- verifying: the claims ----
-
-
 def decode(
     token: str,
     jwks: Object,
@@ -408,7 +383,6 @@ def when(seconds: float, now: float) -> str:
 
 
 # ---- explaining ----
-
 RED, MAGENTA, CYAN, BOLD = "31", "35", "36", "1"  # ECMA-48 §8.3.117
 Rows = list[tuple[str, str]]  # lines of a page, each with its colour
 
@@ -478,7 +452,6 @@ def _opened(token: str, jwks: Object) -> Rows:
 
 
 # ---- the command ----
-
 MAX_JWKS = 1024 * 1024  # a thousand keys with their certificates
 PATIENCE = 10  # seconds without a byte, after which a server is given up
 USAGE = """\
@@ -557,7 +530,14 @@ def read_object(source: str) -> Object:
 def read(source: str) -> bytes:
     """The bytes of an http(s) URL, a file, or standard input ("-"); OSError or ValueError."""
     if source.startswith(("http://", "https://")):
-        stream = _fetch(source)
+        from urllib import request  # slow to import, and only for a command
+
+        # Named one by one, for what is absent: file:, ftp:, and redirects to wherever.
+        opener = request.OpenerDirector()
+        for handler in ("Proxy", "HTTP", "HTTPS", "HTTPDefaultError"):
+            opener.add_handler(getattr(request, handler + "Handler")())
+        opener.add_handler(request.HTTPErrorProcessor())
+        stream = opener.open(source, timeout=PATIENCE)
     else:
         stream = sys.stdin.buffer if source == "-" else open(source, "rb")  # noqa: SIM115
     with stream:
@@ -565,17 +545,6 @@ def read(source: str) -> bytes:
     if len(raw) > MAX_JWKS:
         raise ValueError(f"more than {MAX_JWKS} bytes")
     return raw
-
-
-def _fetch(url: str) -> Any:
-    from urllib import request  # slow to import, and only for a command
-
-    # Named one by one, for what is absent: file:, ftp:, and redirects to wherever.
-    opener = request.OpenerDirector()
-    for handler in ("Proxy", "HTTP", "HTTPS", "HTTPDefaultError"):
-        opener.add_handler(getattr(request, handler + "Handler")())
-    opener.add_handler(request.HTTPErrorProcessor())
-    return opener.open(url, timeout=PATIENCE)
 
 
 if __name__ == "__main__":
