@@ -197,19 +197,19 @@ def _rs256() -> tuple[Any, Any]:
 def _check_types(claims: Object, date: str = DATE) -> None:
     for name, (kind, _) in REGISTERED.items():
         if name in claims:
-            value, kind = claims[name], date if kind == DATE else kind
-            fits = isinstance(value, KINDS[kind]) and not isinstance(value, bool)
+            value, expected = claims[name], date if kind == DATE else kind
+            fits = isinstance(value, KINDS[expected]) and not isinstance(value, bool)
             if isinstance(value, list):
                 fits = fits and all(isinstance(item, str) for item in value)
             if not fits:
-                raise InvalidClaim(f"{name} is {quote(value)}, not {kind}", claims=claims)
+                raise InvalidClaim(f"{name} is {quote(value)}, not {expected}", claims=claims)
 
 
 # ---- keys ----
 def public_jwk(public_key: RSAPublicKey) -> dict[str, str]:
     """The JWK (RFC 7517 §4) to publish for a key; its `kid` is its thumbprint."""
     numbers = public_key.public_numbers()
-    jwk = {"kty": "RSA", "use": "sig", "alg": "RS256", "kid": ""}
+    jwk = {"kty": "RSA", "use": "sig", "alg": "RS256", "kid": ""}  # in the order to be published
     for name, number in (("n", numbers.n), ("e", numbers.e)):
         # RFC 7518 §2: big-endian, without a leading zero octet.
         jwk[name] = b64url_encode(number.to_bytes((number.bit_length() + 7) // 8, "big"))
@@ -237,7 +237,8 @@ def find_key(header: Object, jwks: Object) -> Object:
     keys = rsa_keys(jwks)
     found = [jwk for jwk in keys if "kid" not in header or jwk.get("kid") == header["kid"]]
     if len(found) != 1:
-        cause = f"kid is {quote(header.get('kid'))}: of {len(keys)} RSA keys, {len(found)} fit"
+        name = f"kid {quote(header['kid'])}" if "kid" in header else "no kid"
+        cause = f"the token has {name}: of {len(keys)} RSA keys, {len(found)} fit"
         raise UnknownKey(cause, header=header)
     return found[0]
 
@@ -424,7 +425,7 @@ def _members(segment: str, words: dict[str, str], now: float) -> Rows:
     rows = []
     for name, value in members.items():
         says = words.get(name, "")
-        if name in ("exp", "nbf", "iat") and type(value) in KINDS[DATE]:
+        if says and name in ("exp", "nbf", "iat") and type(value) in KINDS[DATE]:
             says += " " + when(value, now)
         rows.append((f"  {name:4} {json.dumps(value):45}  {says}".rstrip(), ""))
     return rows
