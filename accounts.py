@@ -18,7 +18,7 @@ SQL on `users`, `auth_logs` and `auth_outcomes`, and argon2, stay in this file.
 from __future__ import annotations
 
 import base64
-import contextlib
+import concurrent.futures
 import hashlib
 import hmac
 import os
@@ -29,15 +29,18 @@ import time
 import unicodedata
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, TypeVar
 
 import argon2
 
 from database import Database
 
+T = TypeVar("T")
+
 MAX_NAME = 64  # code points: fits a log line; also what a `sub` may sensibly be
+NFC_GROWTH = 4  # code points that one may be decomposed into canonically, at the most (UAX #15)
 MAX_EMAIL = 254  # RFC 5321 §4.5.3.1.3, less the two angle brackets
 MAX_PASSWORD = 1024  # code points; a generated one has 36
 # Local part and domain as RFC 5321 bounds them; quoting and address literals are left out.
@@ -45,14 +48,32 @@ EMAIL = re.compile(
     r"[^\s@]{1,64}@(?=.{1,253}\Z)(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+"
     r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 )
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # Unicode's category Cc
 HASH = re.compile(
     r"\$argon2id\$v=19\$m=([0-9]{1,8}),t=([0-9]{1,4}),p=([0-9]{1,3})\$[A-Za-z0-9+/$]+"
 )
-MAX_COST_FACTOR = 4  # a stored hash may cost this many times ours: an edited row is no lever
-HASH_WAIT_SECONDS = 2.0  # for a free core; longer means overload, and the answer is 503
+MAX_COST_FACTOR = 4  # a stored hash may cost this many times: an edited row is no lever
+COMMON_COST = 3 * 65_536  # passes x KiB of RFC 9106's second choice, argon2-cffi's default
+MAX_LANES = 16
+HASH_WAIT_SECONDS = 2.0  # for a hashing thread; longer means overload, and the answer is 503
 RECENT_ROWS = 65_536  # read at a start to prime the limiter: as many as it has sources
-PRUNED_ROWS = 1_000  # a second at the most: 10 ms of the writer, and more than can be logged
+PRUNED_ROWS = 100  # in one commit: some milliseconds for which logins wait, on a log of millions
+PRUNE_STEPS = 10  # commits a second: 86 million rows a day, twice what 500 logins a second leave
+LOG_PAGE = 1_000  # rows that an operator's command reads at a time: the log may have millions
 VERIFIED_ENTRIES = 65_536  # remembered verifications; about 20 MB when full
+
+
+OUTCOMES = ("success", "bad_password", "unknown_user", "no_key")
+CONDITIONS = (  # in the order of `Wanted`
+    "coalesce(outcome, '-') = ?",  # so phrased, the log is read in its order, newest first
+    "request_ip = ?",
+    "user_id = (SELECT id FROM users WHERE username = ?)",
+    "request_timestamp >= ?",
+)
+LOG = (
+    "auth_logs LEFT JOIN auth_outcomes ON log_id = auth_logs.id "
+    "LEFT JOIN users ON users.id = user_id"
+)
 
 
 class HashCost(NamedTuple):
@@ -77,6 +98,41 @@ class User(NamedTuple):
     name: str
     password_hash: str
     new_hash: str | None = None
+
+
+class Attempt(NamedTuple):
+    """A row for the log; a `new_hash` takes the place of the `old_hash` that was verified."""
+
+    address: str
+    time: str
+    user_id: int | None
+    outcome: str
+    new_hash: str | None = None
+    old_hash: str | None = None
+
+
+class Logged(NamedTuple):
+    """A row of the log as an operator reads it; `user` is None if unknown, or deleted since."""
+
+    number: int
+    time: str
+    address: str
+    outcome: str
+    user: str | None
+
+
+class Wanted(NamedTuple):
+    """Which rows of the log: all that agree with every member that is not None."""
+
+    outcome: str | None = None
+    address: str | None = None
+    user: str | None = None
+    since: str | None = None  # UTC text, or the beginning of one
+
+    def where(self) -> tuple[str, tuple[str, ...]]:
+        """The condition in SQL, and its parameters."""
+        given = [(sql, value) for sql, value in zip(CONDITIONS, self) if value is not None]
+        return " AND ".join(["1", *(sql for sql, _ in given)]), tuple(value for _, value in given)
 
 
 class Malformed(ValueError):
@@ -113,7 +169,8 @@ def checked_name(text: str) -> str:
     Raises:
         Malformed: not 1 to 64 printable characters, or with spaces or a colon where none may be.
     """
-    name = unicodedata.normalize("NFC", text)
+    # Bounded before it is normalised: NFC takes a second for 16,000 pairs of combining marks.
+    name = unicodedata.normalize("NFC", text) if len(text) <= NFC_GROWTH * MAX_NAME else ""
     if not 1 <= len(name) <= MAX_NAME:
         raise Malformed(f"username must have 1 to {MAX_NAME} characters")
     # isprintable() is False for control, format, private and unassigned characters, lone
@@ -140,19 +197,50 @@ def checked_password(text: str) -> str:
     """The password, unchanged: it is compared character for character.
 
     Raises:
-        Malformed: it is empty, too long, or not Unicode text.
+        Malformed: it is empty, too long, or not Unicode text, or it holds control characters.
     """
     if not 1 <= len(text) <= MAX_PASSWORD:
         raise Malformed(f"password must have 1 to {MAX_PASSWORD} characters")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise Malformed("password must not hold a lone surrogate")
+    if CONTROL.search(text):
+        raise Malformed("password must not hold control characters")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise Malformed("password must not hold a lone surrogate") from error
     return text
 
 
 def utc_text(seconds: float) -> str:
     """A wall-clock time as the database holds it: `YYYY-MM-DD HH:MM:SS.mmm`, UTC."""
-    moment = datetime.fromtimestamp(seconds, timezone.utc)
-    return moment.strftime("%Y-%m-%d %H:%M:%S.") + f"{moment.microsecond // 1000:03d}"
+    moment = datetime.fromtimestamp(max(0.0, seconds), timezone.utc)
+    return moment.isoformat(" ", "milliseconds")[:23]  # without the offset
+
+
+def write_attempts(connection: sqlite3.Connection, attempts: Sequence[Attempt]) -> None:
+    """Write rows of the log: a statement a table for all that share a commit."""
+    connection.executemany(
+        # A user deleted meanwhile leaves a row without a name.
+        "INSERT INTO auth_logs (request_ip, request_timestamp, user_id) "
+        "VALUES (?, ?, (SELECT id FROM users WHERE id = ?))",
+        [attempt[:3] for attempt in attempts],
+    )
+    ((last,),) = connection.execute("SELECT last_insert_rowid()")
+    # Nobody else writes within the transaction: the numbers of its rows have no gap.
+    first = last - len(attempts) + 1
+    connection.executemany(
+        "INSERT OR REPLACE INTO auth_outcomes (log_id, outcome) VALUES (?, ?)",
+        [(number, attempt.outcome) for number, attempt in enumerate(attempts, first)],
+    )
+    logins = {a.user_id: a.time for a in attempts if a.outcome == "success"}
+    connection.executemany(
+        "UPDATE users SET last_login = ? WHERE id = ?",
+        [(time, user_id) for user_id, time in logins.items()],
+    )
+    connection.executemany(
+        # Only over the hash that was verified: a reset in between must win.
+        "UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?",
+        [(a.new_hash, a.user_id, a.old_hash) for a in attempts if a.new_hash],
+    )
 
 
 def dummy_hash(cost: HashCost) -> str:
@@ -186,7 +274,9 @@ class Accounts:
         self._clock = clock
         self._cost = cost
         self._hasher = argon2.PasswordHasher(cost.time, cost.memory_kib, cost.lanes)
-        self._cores = threading.BoundedSemaphore(cores)
+        # Threads of their own, and not only a semaphore: the C library keeps the memory of each
+        # thread that ever hashed.
+        self._hashers = concurrent.futures.ThreadPoolExecutor(cores, "hasher")
         self._dummy = dummy_hash(cost)
         self._verified = Verified(verified_seconds, clock=monotonic)
 
@@ -227,35 +317,24 @@ class Accounts:
         self._verified.remember(user, password)
         return user
 
-    def record(self, address: str, outcome: str, user: User | int | None) -> None:
-        """Log an attempt, and with a success the time of the login. On disk when it returns.
+    def record(
+        self,
+        address: str,
+        outcome: str,
+        user: User | int | None,
+        written: Callable[[Exception | None], None],
+    ) -> None:
+        """Log an attempt, and with a success the time of the login. Returns at once.
 
-        Raises:
-            Unavailable: it could not be written; then no token may leave either.
+        `written(None)` is called once it is on disk, by the writer thread; with an exception if it
+        could not be written: then no token may leave either.
         """
         now = utc_text(self._clock())
-        user_id = user.id if isinstance(user, User) else user
-
-        def log(connection: sqlite3.Connection) -> None:
-            row = connection.execute(
-                "INSERT INTO auth_logs (request_ip, request_timestamp, user_id) "
-                "VALUES (?, ?, (SELECT id FROM users WHERE id = ?))",
-                (address, now, user_id),
-            )
-            connection.execute(
-                "INSERT OR REPLACE INTO auth_outcomes (log_id, outcome) VALUES (?, ?)",
-                (row.lastrowid, outcome),
-            )
-            if outcome == "success":
-                connection.execute("UPDATE users SET last_login = ? WHERE id = ?", (now, user_id))
-            if isinstance(user, User) and user.new_hash:
-                # Only over the hash that was verified: a reset in between must win.
-                connection.execute(
-                    "UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?",
-                    (user.new_hash, user.id, user.password_hash),
-                )
-
-        self._database.write(log)
+        if isinstance(user, User):
+            attempt = Attempt(address, now, user.id, outcome, user.new_hash, user.password_hash)
+        else:
+            attempt = Attempt(address, now, user, outcome)
+        self._database.append(write_attempts, attempt, written)
 
     # -- the operator's commands
 
@@ -326,69 +405,125 @@ class Accounts:
     def recent_attempts(self, seconds: float) -> list[tuple[str, float]]:
         """Address and age in seconds of the logged attempts of the last `seconds`."""
         now = self._clock()
-        # The newest rows by number: the log has no index on time and may be millions long.
+        since, until = utc_text(now - seconds), utc_text(now)
+        # The log has no index on time and may be millions long: back from its newest row to the
+        # first that is older.
+        ((bound,),) = self._database.read(
+            "SELECT coalesce(max(id), 0) - ? FROM auth_logs", (RECENT_ROWS,)
+        )
+        older = self._database.read(
+            "SELECT id FROM auth_logs WHERE id > ? AND request_timestamp < ? "
+            "ORDER BY id DESC LIMIT 1",
+            (bound, since),
+        )
         return [
             (address, max(0.0, round(age, 3)))
             for address, age in self._database.read(
                 "SELECT request_ip, (julianday(?) - julianday(request_timestamp)) * 86400.0 "
-                "FROM auth_logs WHERE id > (SELECT coalesce(max(id), 0) - ? FROM auth_logs) "
-                "AND request_timestamp BETWEEN ? AND ? ORDER BY id",
-                (utc_text(now), RECENT_ROWS, utc_text(now - seconds), utc_text(now)),
+                "FROM auth_logs WHERE id > ? AND request_timestamp BETWEEN ? AND ? "
+                "AND typeof(request_ip) = 'text' AND julianday(request_timestamp) IS NOT NULL "
+                "ORDER BY id",
+                (until, older[0][0] if older else bound, since, until),
+            )
+        ]
+
+    def log(self, wanted: Wanted, after: int = 0) -> Iterator[Logged]:
+        """The rows with a number above `after`, oldest first, read a page at a time."""
+        condition, values = wanted.where()
+        while True:
+            page = self._database.read(
+                "SELECT auth_logs.id, request_timestamp, request_ip, coalesce(outcome, '-'), "  # noqa: S608
+                f"username FROM {LOG} WHERE auth_logs.id > ? AND {condition} "
+                f"ORDER BY auth_logs.id LIMIT {LOG_PAGE}",
+                (after, *values),
+            )
+            yield from map(Logged._make, page)
+            if len(page) < LOG_PAGE:
+                return
+            after = page[-1][0]
+
+    def before_last(self, wanted: Wanted, count: int) -> int:
+        """The number after which `log` yields the last `count` rows."""
+        condition, values = wanted.where()
+        found = self._database.read(
+            f"SELECT auth_logs.id FROM {LOG} WHERE {condition} "  # noqa: S608
+            "ORDER BY auth_logs.id DESC LIMIT 1 OFFSET ?",
+            (*values, count),
+        )
+        return found[0][0] if found else 0
+
+    def log_summary(self, wanted: Wanted) -> list[tuple[str, str, int, str, str]]:
+        """Address, outcome, how many attempts, the first and the last time; the most first."""
+        condition, values = wanted.where()
+        return [
+            (address, outcome, count, first, last)
+            for address, outcome, count, first, last in self._database.read(
+                "SELECT request_ip, coalesce(outcome, '-'), count(*), min(request_timestamp), "  # noqa: S608
+                f"max(request_timestamp) FROM {LOG} WHERE {condition} "
+                "GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2",
+                values,
             )
         ]
 
     def prune_log(self, seconds: float) -> None:
-        """Delete log rows older than `seconds`, a bounded number of the oldest at a time.
+        """Delete log rows older than `seconds`, a bounded number of the oldest in small commits.
 
         Raises:
             Unavailable: the database cannot be written; the next call tries again.
         """
         before = utc_text(self._clock() - seconds)
-        oldest = self._database.read("SELECT request_timestamp FROM auth_logs ORDER BY id LIMIT 1")
-        if not oldest or not oldest[0][0] < before:
+        # A row whose time another program left out or spelled as a number goes with its neighbours.
+        oldest = (
+            "FROM auth_logs WHERE id <= (SELECT max(id) FROM (SELECT id, request_timestamp AS time "
+            "FROM auth_logs ORDER BY id LIMIT ?) WHERE typeof(time) = 'text' AND time < ?)"
+        )
+        values = (PRUNED_ROWS, before)
+
+        def prune(connection: sqlite3.Connection) -> int:
+            return connection.execute(f"DELETE {oldest}", values).rowcount
+
+        if not self._database.read(f"SELECT 1 {oldest} LIMIT 1", values):
             return
-
-        def prune(connection: sqlite3.Connection) -> None:
-            connection.execute(
-                "DELETE FROM auth_logs WHERE request_timestamp < ? "
-                "AND id IN (SELECT id FROM auth_logs ORDER BY id LIMIT ?)",
-                (before, PRUNED_ROWS),
-            )
-
-        self._database.write(prune)
+        for _ in range(PRUNE_STEPS):
+            if self._database.write(prune) < PRUNED_ROWS:
+                return
 
     # -- hashing
 
     def _matches(self, stored_hash: str, password: str) -> bool:
-        with self._core():
-            try:
-                return self._hasher.verify(stored_hash, password)
-            except (argon2.exceptions.VerifyMismatchError, argon2.exceptions.InvalidHashError):
-                return False
-            except argon2.exceptions.VerificationError as error:
-                raise Busy("no memory to hash with") from error
+        try:
+            return self._on_a_core(self._hasher.verify, stored_hash, password)
+        except (argon2.exceptions.VerifyMismatchError, argon2.exceptions.InvalidHashError):
+            return False
+        except argon2.exceptions.VerificationError as error:
+            raise Busy("no memory to hash with") from error
 
     def _hash(self, password: str) -> str:
-        with self._core():
-            return self._hasher.hash(password)
+        return self._on_a_core(self._hasher.hash, password)
 
-    @contextlib.contextmanager
-    def _core(self) -> Iterator[None]:
-        if not self._cores.acquire(timeout=HASH_WAIT_SECONDS):
-            raise Busy("every core is hashing")
+    def _on_a_core(self, function: Callable[..., T], *arguments: object) -> T:
+        """What the function returns or raises, run by one of the hashing threads.
+
+        Raises:
+            Busy: every one of them was busy with others for too long.
+        """
+        future = self._hashers.submit(function, *arguments)
         try:
-            yield
-        finally:
-            self._cores.release()
+            return future.result(HASH_WAIT_SECONDS)
+        except concurrent.futures.TimeoutError:
+            if future.cancel():  # it had not begun
+                raise Busy("every core is hashing") from None
+            return future.result()
 
-    def _affordable(self, stored_hash: str) -> bool:
+    def _affordable(self, stored_hash: object) -> bool:
         """Whether this is an Argon2id hash that we can pay for; anything else matches nothing."""
-        parts = HASH.fullmatch(stored_hash)
+        parts = HASH.fullmatch(stored_hash) if isinstance(stored_hash, str) else None
         if parts is None:
             return False
         memory, passes, lanes = map(int, parts.groups())
-        ours = self._cost.time * self._cost.memory_kib
-        return memory * passes <= MAX_COST_FACTOR * ours and lanes <= 16
+        sound = passes >= 1 and 1 <= lanes <= MAX_LANES and memory >= 8 * lanes  # RFC 9106 §3.1
+        dearest = max(self._cost.time * self._cost.memory_kib, COMMON_COST)
+        return sound and memory * passes <= MAX_COST_FACTOR * dearest
 
 
 class Verified:

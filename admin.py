@@ -4,6 +4,7 @@
     python admin.py [--db FILE] keys list | rotate [--now] | revoke KID | export
     python admin.py [--db FILE] rekey [--dry-run] | backup FILE
     python admin.py [--db FILE] users list | add NAME | reset NAME | delete NAME
+    python admin.py [--db FILE] log [--follow] [--summary] [--outcome WORD] [--since 1h] ...
 
 Rules of this file:
 - A command is one row of `COMMANDS` and one function: parsed arguments and the opened database in,
@@ -19,8 +20,13 @@ Left out: whatever the HTTP routes do. This is for whoever may write the databas
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ipaddress
 import json
+import os
+import re
 import sys
+import time
 from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Callable, NamedTuple, TextIO
 
@@ -31,6 +37,7 @@ import settings
 from database import CannotOpen, Database, Unavailable
 
 Lines = Iterable[str]
+FOLLOW_SECONDS = 0.5  # between two looks; one costs some microseconds
 
 
 class Refused(Exception):
@@ -43,7 +50,7 @@ class Desk(NamedTuple):
     config: settings.Settings
     database: Database
     environ: MutableMapping[str, str]
-    stdin: TextIO
+    stdin: TextIO | None  # None if it was closed
 
     def accounts(self) -> accounts.Accounts:
         """The users and the log."""
@@ -131,6 +138,8 @@ def users_add(desk: Desk, options: argparse.Namespace) -> Lines:
     try:
         if not options.password_stdin:
             return [desk.accounts().register(name, email)]
+        if desk.stdin is None:
+            raise Refused("standard input is closed: there is no password to read")
         password = desk.stdin.read(accounts.MAX_PASSWORD + 2)
         # One line end is the terminal's, not the password's.
         password = password[:-1] if password.endswith("\n") else password
@@ -149,6 +158,53 @@ def users_delete(desk: Desk, options: argparse.Namespace) -> Lines:
     """Delete an account. Tokens it holds stay valid until they expire."""
     desk.accounts().delete(accounts.checked_name(options.name))
     return []
+
+
+def log(desk: Desk, options: argparse.Namespace) -> Lines:
+    """Show the attempts to log in, oldest first; with --summary their number by address."""
+    user = None if options.user is None else accounts.checked_name(options.user)
+    wanted = accounts.Wanted(options.outcome, options.address, user, options.since)
+    if options.summary and (options.follow or options.last):
+        raise Refused("--summary counts what is there: leave out --follow and --last")
+    if options.summary:
+        return log_summary(desk.accounts(), wanted)
+    return log_rows(desk, wanted, options.last, options.follow)
+
+
+def log_summary(users: accounts.Accounts, wanted: accounts.Wanted) -> Lines:
+    """How many attempts there were by address and outcome, the most first."""
+    yield "address\toutcome\tattempts\tfirst\tlast"
+    for row in users.log_summary(wanted):
+        yield "\t".join(map(str, row))
+
+
+def log_rows(desk: Desk, wanted: accounts.Wanted, last: int | None, follow: bool) -> Lines:
+    """The attempts, and those to come until Ctrl-C."""
+    yield "time\taddress\toutcome\tuser"
+    users, stamp = desk.accounts(), object()
+    after = 0 if last is None else users.before_last(wanted, last)
+    while True:
+        # Looked at before the rows are: what is added meanwhile changes the next stamp.
+        seen, stamp = stamp, desk.database.stamp()
+        for row in users.log(wanted, after) if stamp != seen else ():
+            after = row.number
+            yield f"{row.time}\t{row.address}\t{row.outcome}\t{row.user or '-'}"
+        if not follow:
+            return
+        sys.stdout.flush()
+        time.sleep(FOLLOW_SECONDS)
+
+
+def address(text: str) -> str:
+    """An address as the log spells it."""
+    return str(ipaddress.ip_address(text))
+
+
+def moment(text: str) -> str:
+    """`1h` ago, or a UTC time such as `2026-11-23 18:00`, as the log spells it."""
+    if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9]{2}:[0-9]{2}(:[0-9]{2})?)?", text):
+        return text.replace("T", " ")
+    return accounts.utc_text(time.time() - settings.duration(text))
 
 
 class Argument(NamedTuple):
@@ -172,6 +228,16 @@ PASSWORD_STDIN = Argument(
     "--password-stdin", {"action": "store_true", "help": "read the password from standard input"}
 )
 
+LOG_OPTIONS = (
+    Argument("--follow", {"action": "store_true", "help": "go on with new attempts until Ctrl-C"}),
+    Argument("--summary", {"action": "store_true", "help": "count them by address and outcome"}),
+    Argument("--last", {"type": settings.positive, "metavar": "COUNT", "help": "the newest only"}),
+    Argument("--outcome", {"choices": accounts.OUTCOMES, "help": "how it ended"}),
+    Argument("--address", {"type": address, "metavar": "ADDRESS", "help": "where it came from"}),
+    Argument("--user", {"metavar": "NAME", "help": "whose account it was"}),
+    Argument("--since", {"type": moment, "metavar": "WHEN", "help": "1h ago, or a time in UTC"}),
+)
+
 Command = Callable[[Desk, argparse.Namespace], Lines]
 COMMANDS: dict[str, tuple[Command, tuple[Argument, ...]]] = {
     "keys list": (keys_list, ()),
@@ -184,7 +250,11 @@ COMMANDS: dict[str, tuple[Command, tuple[Argument, ...]]] = {
     "users add": (users_add, (NAME, EMAIL, PASSWORD_STDIN)),
     "users reset": (users_reset, (NAME,)),
     "users delete": (users_delete, (NAME,)),
+    "log": (log, LOG_OPTIONS),
 }
+
+
+FOUNDERS = (users_add, keys_rotate)  # may make the database; to the others its absence is a slip
 
 
 def make_parser() -> settings.Parser:
@@ -229,22 +299,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = {"db": options.db} if hasattr(options, "db") else {}
     try:
         config = settings.configure(flags, environ)
-        database = Database(config.db)
+        if options.run not in FOUNDERS and not os.path.exists(config.db):
+            raise CannotOpen(f"there is no database {config.db}: name it with --db")
+        database = Database(config.db, accept=keystore.require_ours)
     except (settings.ConfigurationError, CannotOpen) as error:
         tell(f"admin.py: {error}")
         return 2
+    with contextlib.suppress(AttributeError):  # not a stream of ours, in a test
+        # A name that the terminal cannot spell is escaped rather than an error.
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         for line in options.run(Desk(config, database, environ, sys.stdin), options):
             print(line)
+        sys.stdout.flush()
     except (settings.ConfigurationError, keystore.WrongSecret) as error:
         tell(f"admin.py: {error}")
         return 2
     except (Refused, accounts.Malformed, accounts.UnknownUser, accounts.Busy, Unavailable) as error:
         tell(f"admin.py: {error}")
         return 1
+    except (KeyboardInterrupt, BrokenPipeError):
+        # How `log --follow` ends, and whatever `head` has read enough of.
+        discard_output()
+    except OSError as error:
+        tell(f"admin.py: the output could not be written: {error}; run the command again")
+        discard_output()
+        return 1
     finally:
         database.close()
     return 0
+
+
+def discard_output() -> None:
+    """Let the interpreter flush standard output, which nobody reads any more, into nothing."""
+    with contextlib.suppress(OSError):  # not a file, in a test
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -46,6 +46,10 @@ class NotReady(Exception):
     """No token could be issued now."""
 
 
+class RegistrationClosed(Exception):
+    """Accounts are made by the operator alone."""
+
+
 class CrossSite(Exception):
     """A browser sent it on behalf of a foreign page."""
 
@@ -111,6 +115,9 @@ FAILURES: dict[type[Exception], Callable[[Exception], Response]] = {
     Forbidden: constant(403, "forbidden", "Only from addresses named in --metrics-from."),
     CrossSite: constant(403, "cross_site", "A page of another site sent this request."),
     NotReady: constant(503, "not_ready", "No token can be issued now.", RETRY_SOON),
+    RegistrationClosed: constant(
+        403, "registration_closed", "Registration is closed; ask the operator for an account."
+    ),
     Limited: lambda failure: failure.args[0],
     credentials.Malformed: refuse_malformed,
     credentials.UnsupportedMediaType: refuse_media_type,
@@ -141,9 +148,13 @@ class Limit:
     """The limit of one route, and its refusals made ready."""
 
     def __init__(
-        self, name: str, rules: tuple[ratelimit.Rule, ...], monotonic: Callable[[], float]
+        self,
+        name: str,
+        rules: tuple[ratelimit.Rule, ...],
+        sources: int,
+        monotonic: Callable[[], float],
     ) -> None:
-        self.limiter = ratelimit.Limiter(rules, clock=monotonic)
+        self.limiter = ratelimit.Limiter(rules, clock=monotonic, max_sources=sources)
         self.refused = 0
         self._name = name
         self._policy = ratelimit.policy_header(rules, name)
@@ -235,11 +246,6 @@ def origin_of(url: str) -> str:
     """Scheme and authority (RFC 6454 §4)."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}"
-
-
-def https(origin: str) -> str:
-    """The same host behind a proxy that ends TLS."""
-    return "https" + origin[4:]
 
 
 def exposition(

@@ -18,7 +18,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jwt_minimal import DIGEST_INFO, b64url_decode, b64url_encode, padded_hash
+from jwt_minimal import (
+    DIGEST_INFO,
+    InvalidToken,
+    b64url_decode,
+    b64url_encode,
+    decode,
+    padded_hash,
+)
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
@@ -52,6 +59,15 @@ def published_key() -> RSAPrivateKey:
 
     d = int.from_bytes(b64url_decode(PRIVATE["d"]), "big")
     return RSAPrivateNumbers(P, Q, d, DP, DQ, QI, RSAPublicNumbers(65537, N)).private_key()
+
+
+def refusal(token: str, jwks: Any, **checks: Any) -> InvalidToken | None:
+    """What `decode` raises, or None."""
+    try:
+        decode(token, jwks, **checks)
+    except InvalidToken as error:
+        return error
+    return None
 
 
 def text(value: Any) -> bytes:

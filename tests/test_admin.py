@@ -6,7 +6,10 @@ import contextlib
 import io
 import json
 import os
+import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 import time
 import unittest
@@ -15,8 +18,8 @@ from unittest import mock
 import admin
 import server
 import settings
-from accounts import Accounts, HashCost, InvalidCredentials
-from tests.support import TemporaryFolder, some_key
+from accounts import Accounts, Attempt, HashCost, InvalidCredentials, utc_text, write_attempts
+from tests.support import ROOT, TemporaryFolder, some_key
 
 ENVIRON = {"NOT_MY_KEY": "a secret of the tests", "JWKS_ARGON2": "t=1,m=8,p=1"}
 
@@ -96,6 +99,124 @@ class Users(AdminTest):
         self.assertIn("there is no user 'alice'", err)
 
 
+class TheLog(AdminTest):
+    ROWS = (  # address, outcome, user, minutes ago
+        ("192.0.2.1", "success", "alice", 180),
+        ("192.0.2.1", "bad_password", "alice", 50),
+        ("2001:db8::1", "bad_password", "bob", 40),
+        ("2001:db8::1", "unknown_user", None, 3),
+        ("192.0.2.1", "bad_password", "alice", 2),
+    )
+
+    def setUp(self):
+        super().setUp()
+        for name in ("alice", "bob"):
+            self.admin("users", "add", name)
+        self.add(*self.ROWS)
+
+    def add(self, *rows):
+        with contextlib.closing(self.open_database()) as database:
+            ids = dict(database.read("SELECT username, id FROM users"))
+            attempts = [
+                Attempt(address, utc_text(time.time() - 60 * minutes), ids.get(user), outcome)
+                for address, outcome, user, minutes in rows
+            ]
+            database.write(lambda connection: write_attempts(connection, attempts))
+
+    def log(self, *words):
+        """The rows without the heading and the time."""
+        code, out, err = self.admin("log", *words)
+        self.assertEqual((code, err), (0, ""))
+        heading, *lines = out.splitlines()
+        self.assertEqual(heading, "time\taddress\toutcome\tuser")
+        return [tuple(line.split("\t")[1:]) for line in lines]
+
+    def expected(self, *places):
+        return [
+            (a, outcome, user or "-") for a, outcome, user, _ in map(self.ROWS.__getitem__, places)
+        ]
+
+    def test_shows_every_attempt_oldest_first(self):
+        self.assertEqual(self.log(), self.expected(0, 1, 2, 3, 4))
+
+    def test_is_filtered_by_outcome_address_user_and_time(self):
+        for words, places in (
+            (("--outcome", "bad_password"), (1, 2, 4)),
+            (("--address", "192.0.2.1"), (0, 1, 4)),
+            (("--address", "2001:DB8:0::1"), (2, 3)),
+            (("--user", "alice"), (0, 1, 4)),
+            (("--user", "nobody"), ()),
+            (("--since", "1h"), (1, 2, 3, 4)),
+            (("--since", "2026-01-01"), (0, 1, 2, 3, 4)),
+            (("--since", "9999-12-31 23:59"), ()),
+            (("--outcome", "bad_password", "--user", "alice", "--since", "45m"), (4,)),
+            (("--last", "2"), (3, 4)),
+            (("--last", "2", "--user", "alice"), (1, 4)),
+            (("--last", "99"), (0, 1, 2, 3, 4)),
+        ):
+            with self.subTest(words=words):
+                self.assertEqual(self.log(*words), self.expected(*places))
+
+    def test_is_read_a_page_at_a_time(self):
+        with mock.patch("accounts.LOG_PAGE", 2):
+            self.assertEqual(self.log(), self.expected(0, 1, 2, 3, 4))
+
+    def test_keeps_the_attempts_of_a_deleted_user_without_the_name(self):
+        self.admin("users", "delete", "bob")
+        self.assertIn(("2001:db8::1", "bad_password", "-"), self.log())
+
+    def test_shows_rows_that_another_program_wrote_without_an_outcome(self):
+        with contextlib.closing(self.open_database()) as database:
+            database.write(
+                lambda c: c.execute("INSERT INTO auth_logs (request_ip) VALUES ('192.0.2.9')")
+            )
+        self.assertEqual(self.log()[-1], ("192.0.2.9", "-", "-"))
+
+    def test_is_summed_up_by_address_and_outcome(self):
+        code, out, _ = self.admin("log", "--summary", "--since", "1h")
+        self.assertEqual(code, 0)
+        rows = [line.split("\t")[:3] for line in out.splitlines()]
+        self.assertEqual(
+            rows,
+            [
+                ["address", "outcome", "attempts"],
+                ["192.0.2.1", "bad_password", "2"],
+                ["2001:db8::1", "bad_password", "1"],
+                ["2001:db8::1", "unknown_user", "1"],
+            ],
+        )
+
+    def test_is_followed_until_ctrl_c(self):
+        waits = iter([lambda: self.add(("192.0.2.7", "no_key", "bob", 0)), lambda: None])
+
+        def sleep(seconds):
+            step = next(waits, None)
+            if step is None:
+                raise KeyboardInterrupt
+            step()
+
+        with mock.patch("admin.time.sleep", sleep):
+            rows = self.log("--follow", "--last", "1")
+        self.assertEqual(rows, [*self.expected(4), ("192.0.2.7", "no_key", "bob")])
+
+    def test_ends_quietly_when_its_reader_has_read_enough(self):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, "w") as output:
+            process = subprocess.run(
+                [sys.executable, "admin.py", "--db", str(self.path), "log"],
+                cwd=ROOT, stdout=output, stderr=subprocess.PIPE, timeout=30,
+            )  # fmt: skip
+        self.assertEqual((process.returncode, process.stderr), (0, b""))
+
+    def test_refuses_filters_that_cannot_be_meant(self):
+        for words in (("--outcome", "maybe"), ("--address", "home"), ("--since", "yesterday"),
+                      ("--last", "0"), ("--summary", "--follow"), ("--user", "a:b")):  # fmt: skip
+            with self.subTest(words=words):
+                code, out, err = self.admin("log", *words)
+                self.assertEqual((code != 0, out, err.count("\n")), (True, "", 1))
+
+
 class KeysTest(AdminTest):
     """A server and the operator on one file; keys are not made anew for every test."""
 
@@ -126,6 +247,7 @@ class KeysTest(AdminTest):
 
 class Keys(KeysTest):
     def test_of_a_new_database_are_none_and_no_secret_is_made(self):
+        self.admin("users", "add", "alice")
         for words, expected in (("list", "kid\texpires\tstate\n"), ("export", '{"keys": []}\n')):
             code, out, _ = self.admin("keys", words, environ={})
             self.assertEqual((code, out), (0, expected))
@@ -230,6 +352,7 @@ class Secrets(KeysTest):
         self.assertEqual([row[2] for row in self.listed({})], ["expired", "signing"])
 
     def test_are_not_changed_where_there_is_nothing_to_seal(self):
+        self.admin("users", "add", "alice")
         code, _, err = self.admin("rekey", environ=self.BOTH)
         self.assertEqual((code, err.count("\n")), (1, 1))
 
@@ -250,7 +373,8 @@ class Backups(KeysTest):
 
         def write():
             while not stop.is_set():
-                app.accounts.record("192.0.2.1", "unknown_user", None)
+                app.accounts.record("192.0.2.1", "unknown_user", None, lambda trouble: None)
+                time.sleep(0.001)
 
         writer = threading.Thread(target=write)
         writer.start()
@@ -282,6 +406,23 @@ class Backups(KeysTest):
 
 
 class TheCommandLine(AdminTest):
+    def test_that_names_no_database_makes_none(self):
+        for words in (("users", "list"), ("users", "reset", "a"), ("keys", "list"), ("log",)):
+            code, out, err = self.admin(*words)
+            self.assertEqual((code, out, err.count("\n")), (2, "", 1))
+        self.assertEqual(os.listdir(self.folder), [])
+
+    def test_refuses_keys_that_another_program_stored(self):
+        with contextlib.closing(sqlite3.connect(self.path)) as other:
+            other.execute("CREATE TABLE keys(kid INTEGER PRIMARY KEY, key BLOB, exp INTEGER)")
+            other.execute("INSERT INTO keys (key, exp) VALUES ('-----BEGIN', 1)")
+            other.commit()
+        before = self.path.read_bytes()
+        code, _, err = self.admin("keys", "list")
+        self.assertEqual(code, 2)
+        self.assertIn("did not seal", err)
+        self.assertEqual(self.path.read_bytes(), before)
+
     def test_in_error_is_one_line_and_exit_2(self):
         for words in ((), ("users",), ("users", "rename"), ("users", "add"), ("keys", "list", "x")):
             with self.subTest(words=words):

@@ -16,7 +16,8 @@ ALLOWED: dict[str, set[str]] = {
     "http1": set(),
     "linelog": {"http1"},
     "transport": {"http1"},
-    "httpd": {"http1", "linelog", "transport"},
+    "workers": {"http1"},
+    "httpd": {"http1", "linelog", "transport", "workers"},
     "credentials": set(),
     "database": set(),
     "sealing": {"jwt_minimal"},
@@ -116,7 +117,7 @@ class Confinement(unittest.TestCase):
 
     def test_no_file_is_longer_than_one_sitting(self):
         lengths = {name: source(name).count("\n") for name in ALLOWED}
-        self.assertEqual({n: length for n, length in lengths.items() if length > 720}, {})
+        self.assertEqual({n: length for n, length in lengths.items() if length > 700}, {})
 
 
 if __name__ == "__main__":
