@@ -359,8 +359,9 @@ class KeyStore:
         means it. A start, or a key that somebody adds, ends that.
 
         Raises:
-            Unavailable: the database cannot be written; the next call tries again.
+            Unavailable: the database cannot be read or written; the next call tries again.
         """
+        self.refresh()  # the loop looks only when somebody asks
         rows = self._decided_on()
         if self._emptied or self._is_foreign() or self.due_in() > PREPARE_SECONDS:
             return False
