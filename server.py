@@ -16,6 +16,7 @@ can verify from its published key set. Run `python server.py`; see README.md for
 
     ratelimit.py     how often an address may ask        credentials.py   bodies and HTTP Basic
     settings.py      flags, variables, the secret        admin.py         the operator's commands
+    answers.py       refusals, published documents       web/             the token inspector
 
 Rules of this file:
 - An endpoint returns a Response, returns a Later, or raises. Failures become answers in one place.
@@ -107,6 +108,7 @@ class App:
             answers.server_metadata(issuer),
             (*answers.ANY_ORIGIN, answers.cached(answers.MAX_AGE)),
         )
+        self._page = answers.inspector_page(Path(__file__).with_name("web"))
         self._database_stamp: object = None
         self.http_stats = httpd.Stats()  # the server's own, once there is one
         self.logins: Counter[str] = Counter()  # outcome -> attempts since the start
@@ -217,6 +219,15 @@ class App:
     def metadata(self, request: Request) -> Answer:
         """GET the discovery documents (RFC 8414 §3, OpenID Connect Discovery §4)."""
         return self._metadata
+
+    def inspector(self, request: Request) -> Answer:
+        """GET / and what it loads: the page that takes a token apart in the browser."""
+        file = self._page.get(request.path)
+        if file is None:
+            raise answers.NotFound
+        if_none_match = request.headers.get("if-none-match", "")
+        unchanged = answers.etag_matches(if_none_match, file.etag)
+        return file.not_modified if unchanged else file.response
 
     def healthz(self, request: Request) -> Answer:
         """GET /healthz: whether a token could be issued now."""
@@ -380,6 +391,7 @@ ROUTES: dict[str, dict[str, str]] = {
     "/.well-known/oauth-authorization-server": {"GET": "metadata"},
     "/healthz": {"GET": "healthz"},
     "/metrics": {"GET": "metrics"},
+    **{path: {"GET": "inspector"} for path in answers.PAGE},
 }
 
 
