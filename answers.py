@@ -34,7 +34,7 @@ PAGE = {  # path -> file in web/, media type
     "/inspector.js": ("inspector.js", "text/javascript; charset=utf-8"),
     "/style.css": ("style.css", "text/css; charset=utf-8"),
 }
-# Content Security Policy Level 3: the page shows hostile tokens, so nothing but its own script runs,
+# Content Security Policy Level 3: the page shows hostile tokens, so only its own script runs,
 # nothing is fetched from elsewhere or sent there, and no other page frames it.
 PAGE_FIELDS = (
     (

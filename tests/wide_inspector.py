@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import json
 import os
 import select
@@ -178,7 +179,8 @@ class PageTest(unittest.TestCase):
 
     def press(self, button: str) -> None:
         browser.run(
-            f"[...document.querySelectorAll('button')].find(b => b.textContent === {button!r}).click()"
+            "[...document.querySelectorAll('button')]"
+            f".find(button => button.textContent === {button!r}).click()"
         )
 
 
@@ -222,12 +224,12 @@ class ARefusedToken(PageTest):
 
     def test_that_expired(self):
         word = self.refused(issuer.token(exp=int(time.time()) - 100))
-        self.assertRegex(word, r"ExpiredToken: Exp is 20.* UTC \(10\d s ago\)")
+        self.assertRegex(word, r"ExpiredToken: exp is 20.* UTC \(10\d s ago\)")
 
     def test_from_a_foreign_server(self):
         token = jwt_refusals.token()
         self.assertIn(
-            'UnknownKey: The token has kid "a2": of 1 RSA keys, 0 fit', self.refused(token)
+            'UnknownKey: the token has kid "a2": of 1 RSA keys, 0 fit', self.refused(token)
         )
 
     def test_for_somebody_else(self):
@@ -287,8 +289,6 @@ class TheVerdict(PageTest):
                 self.assertEqual(kind, row["refusal"])
 
     def test_rests_on_a_right_sha256(self):
-        import hashlib
-
         lengths = [*range(130), 1000, 16384]
         found = browser.run(
             "import('/inspector.js').then(({sha256}) =>"
@@ -313,9 +313,15 @@ class AHostileToken(PageTest):
         self.put("token", issuer.token(sub="\u202eadmin\u200b\x1b[2J"))
         self.assertIn(r'"\u{202e}admin\u{200b}\u001b[2J"', self.text("payload"))
 
+    def test_takes_no_words_from_the_prototype_of_objects(self):
+        self.put("token", issuer.token(constructor=1, __proto__={"x": 1}))
+        self.assertNotIn("native code", self.text("payload"))
+        self.assertEqual(self.text("word"), "Valid")
+
     def test_that_is_huge_is_answered(self):
-        self.put("token", "a" * 1_000_000)
-        self.assertIn("MalformedToken", self.text("word"))
+        for token in ("a" * 1_000_000, "." * 1_000_000):
+            self.put("token", token)
+            self.assertIn("MalformedToken", self.text("word"))
 
 
 class TheBrowser(PageTest):

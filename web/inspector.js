@@ -1,7 +1,7 @@
 /* A token taken apart and judged in the browser: what jwt_minimal.py does, and in its order.
 
      token -> form -> header -> key -> signature -> claims -> dates -> issuer -> audience
-                                                                         the first to fail is the cause
+              the first to fail is the cause, and nothing after it is looked at
 
    Rules of this file
    - Nothing of a token becomes markup: text goes into text nodes, control characters are escaped.
@@ -63,9 +63,10 @@ export function parseObject(bytes) {
 }
 
 // RFC 7515 §4: with a member twice, two readers see two tokens. JSON.parse would keep the last.
+const ITEM = /("(?:[^"\\]|\\.)*")(\s*:)?|[{}]|-?\d[^,\]}\s]*/g; // string, name, brace, number
 function checkSpelling(text, bad) {
   const open = [];
-  for (const [item, string, colon] of text.matchAll(/("(?:[^"\\]|\\.)*")(\s*:)?|[{}]|-?\d[^,\]}\s]*/g)) {
+  for (const [item, string, colon] of text.matchAll(ITEM)) {
     if (item === "{") open.push(new Set());
     else if (item === "}") open.pop();
     else if (!string) { if (!Number.isFinite(Number(item))) bad("a number out of range"); }
@@ -264,13 +265,14 @@ function issuer({ claims, issuer }) {
 function audience({ claims, audience }) {
   const named = [claims.aud ?? []].flat();
   if ((has(claims, "aud") || audience) && !named.includes(audience)) {
-    refusal("WrongAudience")(`aud is ${quote(claims.aud)}, without ${quote(audience || undefined)}`);
+    const name = audience ? quote(audience) : "any that we are";
+    refusal("WrongAudience")(`aud is ${quote(claims.aud)}, without ${name}`);
   }
 }
 
 const CHECKS = [form, header, key, signature, claims, dates, issuer, audience];
 
-// All that was seen of a token, and what was wrong first: `failed`, `kind`, `cause`; or no `failed`.
+// All that was seen of a token; and if it is refused, the check that `failed`, `kind` and `cause`.
 export function inspect(token, jwks, checks) {
   const seen = { leeway: 0, ...checks, token, jwks };
   for (const check of CHECKS) {
@@ -337,8 +339,9 @@ const row = (name, cell, ...says) =>
   element("tr", "", element("th", "", name), cell, element("td", "says", ...says));
 
 function paint(token) {
-  const dots = token.split(".");
-  const spans = dots.map((text, i) => element("span", `s${Math.min(i, 2)}`, (i ? "." : "") + text));
+  const [head, payload, ...rest] = token.split(".").map((text, i) => (i ? "." : "") + text);
+  const segments = [head, payload ?? "", rest.join("")];
+  const spans = segments.map((text, i) => element("span", `s${i}`, text));
   find("paint").replaceChildren(...spans, "\n");
 }
 
@@ -348,12 +351,15 @@ function members(segment, words, now) {
     return element("p", "", segment ? error.message : "Nothing here yet.");
   }
   const rows = Object.entries(object).map(([name, value]) => {
-    const date = REGISTERED[name]?.[0] === isDate && isDate(value) && words === CLAIMS;
-    const says = [words[name], date && when(value, now)].filter(Boolean).join(" ");
-    return row(printable(name), element("td", "", printable(JSON.stringify(value))), says);
+    const date = words === CLAIMS && has(REGISTERED, name) && REGISTERED[name][0] === isDate;
+    const says = has(words, name) ? words[name] : "";
+    const distance = date && isDate(value) ? ` ${when(value, now)}` : "";
+    const cell = element("td", "", printable(JSON.stringify(value)));
+    return row(printable(name), cell, says, distance);
   });
   return element("table", "", ...rows);
 }
+
 // Octets in hex; the ones that are not what is needed are marked, long runs are cut in the middle.
 function octets(text, needed) {
   const line = element("span", "bytes");
@@ -383,17 +389,18 @@ function signatureParts(seen) {
     return row(name, cell, says, element("b", "failed", " differs"));
   });
   return [
-    element("p", "", `Opened with the public key: signature^${seen.e} mod n, ${opened.length / 2} octets`),
+    element("p", "", `Opened: signature^${seen.e} mod n, ${opened.length / 2} octets`),
     element("table", "", ...rows),
     element("p", "", "SHA-256 of header.payload: ", element("code", "", hash)),
   ];
 }
 
+const MARKS = { done: "\u2713", failed: "\u2717", unasked: "\u00b7" };
 function ladder(failed) {
   const at = failed ? CHECKS.findIndex((check) => check.name === failed) : CHECKS.length;
   return CHECKS.map(({ name }, i) => {
-    const [mark, state] = i < at ? ["\u2713", "done"] : i > at ? ["\u00b7", "unasked"] : ["\u2717", "failed"];
-    return element("li", state, `${mark} ${name}`);
+    const state = i < at ? "done" : i > at ? "unasked" : "failed";
+    return element("li", state, `${MARKS[state]} ${name}`);
   });
 }
 
@@ -408,7 +415,7 @@ function show() {
   const checks = { now, leeway: Number(find("leeway").value) };
   for (const name of ["issuer", "audience"]) checks[name] = find(name).value.trim();
   const seen = inspect(token, readKeys(), checks);
-  const [head, payload] = token.split(".");
+  const [head, payload] = token.slice(0, MAX_TOKEN).split(".");
   const parts = {
     header: [members(head, HEADER, now)],
     payload: [members(payload ?? "", CLAIMS, now)],
@@ -417,12 +424,13 @@ function show() {
   };
   const word = !token ? "No token yet" : seen.failed ? `Refused: ${seen.kind}` : "Valid";
   const cause = !token ? "Paste one, or register and log in."
-    : seen.failed ? `${seen.cause[0].toUpperCase()}${seen.cause.slice(1)}. ${FIX[seen.kind]}`
+    : seen.failed ? `${seen.cause}. ${FIX[seen.kind]}`
       : "Signed with a key of this JWKS, and every claim holds.";
   const text = [word, cause, ...Object.values(parts).flat().map((part) => part.textContent)].join();
   if (text === shown) return; // else the selection would be lost with every tick
   shown = text;
-  if (find("word").textContent !== word) find("word").textContent = word; // read out when it changes
+  // Screen readers read it out: only when it changes.
+  if (find("word").textContent !== word) find("word").textContent = word;
   find("cause").textContent = cause;
   find("verdict").className = `verdict ${token && (seen.failed ? "bad" : "good")}`;
   for (const [id, nodes] of Object.entries(parts)) find(id).replaceChildren(...nodes);
@@ -466,7 +474,7 @@ async function submit(event) {
       say("answer", `Registered. Your password, shown once: ${made}`);
     } else {
       find("token").value = (await ask(path, { username, password })).token;
-      say("answer", path === "/auth" ? "Logged in." : "Expired, and signed by a key nobody publishes.");
+      say("answer", path === "/auth" ? "Logged in." : "Expired, of an unpublished key.");
       changed();
     }
   } catch (error) { say("answer", error.message, true); }
@@ -481,7 +489,9 @@ if (globalThis.document) {
   find("login").addEventListener("submit", submit);
   find("fetch").addEventListener("click", fetchKeys);
   find("token").addEventListener("input", changed);
-  for (const id of ["jwks", "issuer", "audience", "leeway"]) find(id).addEventListener("input", show);
+  for (const id of ["jwks", "issuer", "audience", "leeway"]) {
+    find(id).addEventListener("input", show);
+  }
   setInterval(show, 1000); // dates come nearer
   changed();
   fetchKeys();
