@@ -18,7 +18,7 @@ SQL on `users`, `auth_logs` and `auth_outcomes`, and argon2, stay in this file.
 from __future__ import annotations
 
 import base64
-import contextlib
+import concurrent.futures
 import hashlib
 import hmac
 import os
@@ -29,13 +29,15 @@ import time
 import unicodedata
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, TypeVar
 
 import argon2
 
 from database import Database
+
+T = TypeVar("T")
 
 MAX_NAME = 64  # code points: fits a log line; also what a `sub` may sensibly be
 MAX_EMAIL = 254  # RFC 5321 §4.5.3.1.3, less the two angle brackets
@@ -49,10 +51,24 @@ HASH = re.compile(
     r"\$argon2id\$v=19\$m=([0-9]{1,8}),t=([0-9]{1,4}),p=([0-9]{1,3})\$[A-Za-z0-9+/$]+"
 )
 MAX_COST_FACTOR = 4  # a stored hash may cost this many times ours: an edited row is no lever
-HASH_WAIT_SECONDS = 2.0  # for a free core; longer means overload, and the answer is 503
+HASH_WAIT_SECONDS = 2.0  # for a hashing thread; longer means overload, and the answer is 503
 RECENT_ROWS = 65_536  # read at a start to prime the limiter: as many as it has sources
 PRUNED_ROWS = 1_000  # a second at the most: 10 ms of the writer, and more than can be logged
+LOG_PAGE = 1_000  # rows that an operator's command reads at a time: the log may have millions
 VERIFIED_ENTRIES = 65_536  # remembered verifications; about 20 MB when full
+
+
+OUTCOMES = ("success", "bad_password", "unknown_user", "no_key")
+CONDITIONS = (  # in the order of `Wanted`
+    "outcome = ?",
+    "request_ip = ?",
+    "user_id = (SELECT id FROM users WHERE username = ?)",
+    "request_timestamp >= ?",
+)
+LOG = (
+    "auth_logs LEFT JOIN auth_outcomes ON log_id = auth_logs.id "
+    "LEFT JOIN users ON users.id = user_id"
+)
 
 
 class HashCost(NamedTuple):
@@ -77,6 +93,41 @@ class User(NamedTuple):
     name: str
     password_hash: str
     new_hash: str | None = None
+
+
+class Attempt(NamedTuple):
+    """A row for the log; a `new_hash` takes the place of the `old_hash` that was verified."""
+
+    address: str
+    time: str
+    user_id: int | None
+    outcome: str
+    new_hash: str | None = None
+    old_hash: str | None = None
+
+
+class Logged(NamedTuple):
+    """A row of the log as an operator reads it; `user` is None if unknown, or deleted since."""
+
+    number: int
+    time: str
+    address: str
+    outcome: str
+    user: str | None
+
+
+class Wanted(NamedTuple):
+    """Which rows of the log: all that agree with every member that is not None."""
+
+    outcome: str | None = None
+    address: str | None = None
+    user: str | None = None
+    since: str | None = None  # UTC text, or the beginning of one
+
+    def where(self) -> tuple[str, tuple[str, ...]]:
+        """The condition in SQL, and its parameters."""
+        given = [(sql, value) for sql, value in zip(CONDITIONS, self) if value is not None]
+        return " AND ".join(["1", *(sql for sql, _ in given)]), tuple(value for _, value in given)
 
 
 class Malformed(ValueError):
@@ -144,15 +195,44 @@ def checked_password(text: str) -> str:
     """
     if not 1 <= len(text) <= MAX_PASSWORD:
         raise Malformed(f"password must have 1 to {MAX_PASSWORD} characters")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise Malformed("password must not hold a lone surrogate")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise Malformed("password must not hold a lone surrogate") from error
     return text
 
 
 def utc_text(seconds: float) -> str:
     """A wall-clock time as the database holds it: `YYYY-MM-DD HH:MM:SS.mmm`, UTC."""
     moment = datetime.fromtimestamp(seconds, timezone.utc)
-    return moment.strftime("%Y-%m-%d %H:%M:%S.") + f"{moment.microsecond // 1000:03d}"
+    return moment.isoformat(" ", "milliseconds")[:23]  # without the offset
+
+
+def write_attempts(connection: sqlite3.Connection, attempts: Sequence[Attempt]) -> None:
+    """Write rows of the log: a statement a table for all that share a commit."""
+    connection.executemany(
+        # A user deleted meanwhile leaves a row without a name.
+        "INSERT INTO auth_logs (request_ip, request_timestamp, user_id) "
+        "VALUES (?, ?, (SELECT id FROM users WHERE id = ?))",
+        [attempt[:3] for attempt in attempts],
+    )
+    ((last,),) = connection.execute("SELECT last_insert_rowid()")
+    # Nobody else writes within the transaction: the numbers of its rows have no gap.
+    first = last - len(attempts) + 1
+    connection.executemany(
+        "INSERT OR REPLACE INTO auth_outcomes (log_id, outcome) VALUES (?, ?)",
+        [(number, attempt.outcome) for number, attempt in enumerate(attempts, first)],
+    )
+    logins = {a.user_id: a.time for a in attempts if a.outcome == "success"}
+    connection.executemany(
+        "UPDATE users SET last_login = ? WHERE id = ?",
+        [(time, user_id) for user_id, time in logins.items()],
+    )
+    connection.executemany(
+        # Only over the hash that was verified: a reset in between must win.
+        "UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?",
+        [(a.new_hash, a.user_id, a.old_hash) for a in attempts if a.new_hash],
+    )
 
 
 def dummy_hash(cost: HashCost) -> str:
@@ -186,7 +266,9 @@ class Accounts:
         self._clock = clock
         self._cost = cost
         self._hasher = argon2.PasswordHasher(cost.time, cost.memory_kib, cost.lanes)
-        self._cores = threading.BoundedSemaphore(cores)
+        # Threads of their own, and not only a semaphore: the C library keeps the memory of each
+        # thread that ever hashed.
+        self._hashers = concurrent.futures.ThreadPoolExecutor(cores, "hasher")
         self._dummy = dummy_hash(cost)
         self._verified = Verified(verified_seconds, clock=monotonic)
 
@@ -227,35 +309,24 @@ class Accounts:
         self._verified.remember(user, password)
         return user
 
-    def record(self, address: str, outcome: str, user: User | int | None) -> None:
-        """Log an attempt, and with a success the time of the login. On disk when it returns.
+    def record(
+        self,
+        address: str,
+        outcome: str,
+        user: User | int | None,
+        written: Callable[[Exception | None], None],
+    ) -> None:
+        """Log an attempt, and with a success the time of the login. Returns at once.
 
-        Raises:
-            Unavailable: it could not be written; then no token may leave either.
+        `written(None)` is called once it is on disk, by the writer thread; with an exception if it
+        could not be written: then no token may leave either.
         """
         now = utc_text(self._clock())
-        user_id = user.id if isinstance(user, User) else user
-
-        def log(connection: sqlite3.Connection) -> None:
-            row = connection.execute(
-                "INSERT INTO auth_logs (request_ip, request_timestamp, user_id) "
-                "VALUES (?, ?, (SELECT id FROM users WHERE id = ?))",
-                (address, now, user_id),
-            )
-            connection.execute(
-                "INSERT OR REPLACE INTO auth_outcomes (log_id, outcome) VALUES (?, ?)",
-                (row.lastrowid, outcome),
-            )
-            if outcome == "success":
-                connection.execute("UPDATE users SET last_login = ? WHERE id = ?", (now, user_id))
-            if isinstance(user, User) and user.new_hash:
-                # Only over the hash that was verified: a reset in between must win.
-                connection.execute(
-                    "UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?",
-                    (user.new_hash, user.id, user.password_hash),
-                )
-
-        self._database.write(log)
+        if isinstance(user, User):
+            attempt = Attempt(address, now, user.id, outcome, user.new_hash, user.password_hash)
+        else:
+            attempt = Attempt(address, now, user, outcome)
+        self._database.append(write_attempts, attempt, written)
 
     # -- the operator's commands
 
@@ -337,6 +408,44 @@ class Accounts:
             )
         ]
 
+    def log(self, wanted: Wanted, after: int = 0) -> Iterator[Logged]:
+        """The rows with a number above `after`, oldest first, read a page at a time."""
+        condition, values = wanted.where()
+        while True:
+            page = self._database.read(
+                "SELECT auth_logs.id, request_timestamp, request_ip, coalesce(outcome, '-'), "  # noqa: S608
+                f"username FROM {LOG} WHERE auth_logs.id > ? AND {condition} "
+                f"ORDER BY auth_logs.id LIMIT {LOG_PAGE}",
+                (after, *values),
+            )
+            yield from map(Logged._make, page)
+            if len(page) < LOG_PAGE:
+                return
+            after = page[-1][0]
+
+    def before_last(self, wanted: Wanted, count: int) -> int:
+        """The number after which `log` yields the last `count` rows."""
+        condition, values = wanted.where()
+        found = self._database.read(
+            f"SELECT auth_logs.id FROM {LOG} WHERE {condition} "  # noqa: S608
+            "ORDER BY auth_logs.id DESC LIMIT 1 OFFSET ?",
+            (*values, count),
+        )
+        return found[0][0] if found else 0
+
+    def log_summary(self, wanted: Wanted) -> list[tuple[str, str, int, str, str]]:
+        """Address, outcome, how many attempts, the first and the last time; the most first."""
+        condition, values = wanted.where()
+        return [
+            (address, outcome, count, first, last)
+            for address, outcome, count, first, last in self._database.read(
+                "SELECT request_ip, coalesce(outcome, '-'), count(*), min(request_timestamp), "  # noqa: S608
+                f"max(request_timestamp) FROM {LOG} WHERE {condition} "
+                "GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2",
+                values,
+            )
+        ]
+
     def prune_log(self, seconds: float) -> None:
         """Delete log rows older than `seconds`, a bounded number of the oldest at a time.
 
@@ -360,26 +469,29 @@ class Accounts:
     # -- hashing
 
     def _matches(self, stored_hash: str, password: str) -> bool:
-        with self._core():
-            try:
-                return self._hasher.verify(stored_hash, password)
-            except (argon2.exceptions.VerifyMismatchError, argon2.exceptions.InvalidHashError):
-                return False
-            except argon2.exceptions.VerificationError as error:
-                raise Busy("no memory to hash with") from error
+        try:
+            return self._on_a_core(self._hasher.verify, stored_hash, password)
+        except (argon2.exceptions.VerifyMismatchError, argon2.exceptions.InvalidHashError):
+            return False
+        except argon2.exceptions.VerificationError as error:
+            raise Busy("no memory to hash with") from error
 
     def _hash(self, password: str) -> str:
-        with self._core():
-            return self._hasher.hash(password)
+        return self._on_a_core(self._hasher.hash, password)
 
-    @contextlib.contextmanager
-    def _core(self) -> Iterator[None]:
-        if not self._cores.acquire(timeout=HASH_WAIT_SECONDS):
-            raise Busy("every core is hashing")
+    def _on_a_core(self, function: Callable[..., T], *arguments: object) -> T:
+        """What the function returns or raises, run by one of the hashing threads.
+
+        Raises:
+            Busy: every one of them was busy with others for too long.
+        """
+        future = self._hashers.submit(function, *arguments)
         try:
-            yield
-        finally:
-            self._cores.release()
+            return future.result(HASH_WAIT_SECONDS)
+        except concurrent.futures.TimeoutError:
+            if future.cancel():  # it had not begun
+                raise Busy("every core is hashing") from None
+            return future.result()
 
     def _affordable(self, stored_hash: str) -> bool:
         """Whether this is an Argon2id hash that we can pay for; anything else matches nothing."""

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """The operator's commands: keys and users, while the server runs or before it ever did.
 
-    python admin.py [--db FILE] keys list
+    python admin.py [--db FILE] keys list | rotate [--now] | revoke KID | export
+    python admin.py [--db FILE] rekey [--dry-run] | backup FILE
     python admin.py [--db FILE] users list | add NAME | reset NAME | delete NAME
+    python admin.py [--db FILE] log [--follow] [--summary] [--outcome WORD] [--since 1h] ...
 
 Rules of this file:
 - A command is one row of `COMMANDS` and one function: parsed arguments and the opened database in,
@@ -18,7 +20,13 @@ Left out: whatever the HTTP routes do. This is for whoever may write the databas
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ipaddress
+import json
+import os
+import re
 import sys
+import time
 from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Callable, NamedTuple, TextIO
 
@@ -29,6 +37,7 @@ import settings
 from database import CannotOpen, Database, Unavailable
 
 Lines = Iterable[str]
+FOLLOW_SECONDS = 0.5  # between two looks; one costs some microseconds
 
 
 class Refused(Exception):
@@ -49,8 +58,10 @@ class Desk(NamedTuple):
 
     def keys(self) -> keystore.KeyStore:
         """The keys, opened with the secret that the server would use."""
-        secret = settings.load_secret(self.database, self.environ, tell)
-        keys = keystore.KeyStore(self.database, secret, self.config.policy, log=tell)
+        secret, previous = settings.load_secret(self.database, self.environ, tell)
+        # What the server decides by, which may have been started with flags that we were not.
+        policy = keystore.remembered_policy(self.database) or self.config.policy
+        keys = keystore.KeyStore(self.database, secret, policy, previous=previous, log=tell)
         keys.open()
         return keys
 
@@ -60,7 +71,57 @@ def keys_list(desk: Desk, options: argparse.Namespace) -> Lines:
     yield "kid\texpires\tstate"
     if keystore.has_keys(desk.database):
         for kid, exp, state in desk.keys().listing():
-            yield f"{kid}\t{accounts.utc_text(exp)[:19]}\t{state}"
+            yield f"{kid}\t{shown_time(exp)}\t{state}"
+
+
+def keys_rotate(desk: Desk, options: argparse.Namespace) -> Lines:
+    """Make a new key and end the older ones early; prints its kid."""
+    kid, signs = desk.keys().rotate(at_once=options.now)
+    tell(f"it signs from {shown_time(signs)} UTC on; tokens that older keys signed stay good")
+    if options.now:
+        tell("clients with an older copy of the JWKS refuse new tokens until they fetch it again")
+    return [kid]
+
+
+def keys_revoke(desk: Desk, options: argparse.Namespace) -> Lines:
+    """Delete a key at once, with every token it signed; prints the kid of one made instead."""
+    try:
+        made = desk.keys().revoke(options.kid, replace=not options.no_replacement)
+    except keystore.UnknownKey as error:
+        raise Refused(str(error)) from None
+    tell(
+        "it is out of the JWKS; clients that fetched it before trust it until they fetch again: "
+        f"caches for up to {keystore.JWKS_MAX_AGE} s, some clients for hours (docs/operations.md)"
+    )
+    return [] if made is None else [made]
+
+
+def keys_export(desk: Desk, options: argparse.Namespace) -> Lines:
+    """Print the JWKS that the server publishes now."""
+    known = keystore.has_keys(desk.database)
+    return [json.dumps(desk.keys().published().document() if known else {"keys": []})]
+
+
+def rekey(desk: Desk, options: argparse.Namespace) -> Lines:
+    """Seal every key that NOT_MY_KEY_PREVIOUS opens with NOT_MY_KEY; prints how many."""
+    if not keystore.has_keys(desk.database):
+        raise Refused("there are no keys to seal anew")
+    count = desk.keys().rekey(dry_run=options.dry_run)
+    if options.dry_run:
+        tell("no key was changed")
+    elif count:
+        tell("unset NOT_MY_KEY_PREVIOUS; old copies of the file still open with the old secret")
+    return [str(count)]
+
+
+def backup(desk: Desk, options: argparse.Namespace) -> Lines:
+    """Copy the database to a new file while the server runs."""
+    try:
+        desk.database.backup(options.file)
+    except CannotOpen as error:
+        raise Refused(str(error)) from None
+    tell("the secret is not in it: keep a copy of that as well, and somewhere else")
+    return []
 
 
 def users_list(desk: Desk, options: argparse.Namespace) -> Lines:
@@ -97,6 +158,53 @@ def users_delete(desk: Desk, options: argparse.Namespace) -> Lines:
     return []
 
 
+def log(desk: Desk, options: argparse.Namespace) -> Lines:
+    """Show the attempts to log in, oldest first; with --summary their number by address."""
+    user = None if options.user is None else accounts.checked_name(options.user)
+    wanted = accounts.Wanted(options.outcome, options.address, user, options.since)
+    if options.summary and (options.follow or options.last):
+        raise Refused("--summary counts what is there: leave out --follow and --last")
+    if options.summary:
+        return log_summary(desk.accounts(), wanted)
+    return log_rows(desk, wanted, options.last, options.follow)
+
+
+def log_summary(users: accounts.Accounts, wanted: accounts.Wanted) -> Lines:
+    """How many attempts there were by address and outcome, the most first."""
+    yield "address\toutcome\tattempts\tfirst\tlast"
+    for row in users.log_summary(wanted):
+        yield "\t".join(map(str, row))
+
+
+def log_rows(desk: Desk, wanted: accounts.Wanted, last: int | None, follow: bool) -> Lines:
+    """The attempts, and those to come until Ctrl-C."""
+    yield "time\taddress\toutcome\tuser"
+    users, stamp = desk.accounts(), object()
+    after = 0 if last is None else users.before_last(wanted, last)
+    while True:
+        # Looked at before the rows are: what is added meanwhile changes the next stamp.
+        seen, stamp = stamp, desk.database.stamp()
+        for row in users.log(wanted, after) if stamp != seen else ():
+            after = row.number
+            yield f"{row.time}\t{row.address}\t{row.outcome}\t{row.user or '-'}"
+        if not follow:
+            return
+        sys.stdout.flush()
+        time.sleep(FOLLOW_SECONDS)
+
+
+def address(text: str) -> str:
+    """An address as the log spells it."""
+    return str(ipaddress.ip_address(text))
+
+
+def moment(text: str) -> str:
+    """`1h` ago, or a UTC time such as `2026-11-23 18:00`, as the log spells it."""
+    if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9]{2}:[0-9]{2}(:[0-9]{2})?)?", text):
+        return text.replace("T", " ")
+    return accounts.utc_text(time.time() - settings.duration(text))
+
+
 class Argument(NamedTuple):
     """An argument of a command, as argparse takes it."""
 
@@ -104,19 +212,43 @@ class Argument(NamedTuple):
     options: dict[str, object]
 
 
+NOW = Argument("--now", {"action": "store_true", "help": "sign with it at once, not after a lead"})
+KID = Argument("kid", {"metavar": "KID", "help": "the key, as keys list names it"})
+NO_REPLACEMENT = Argument(
+    "--no-replacement",
+    {"action": "store_true", "help": "make no key even if none is left to sign with"},
+)
+DRY_RUN = Argument("--dry-run", {"action": "store_true", "help": "only count them"})
+FILE = Argument("file", {"metavar": "FILE", "help": "must not exist yet"})
 NAME = Argument("name", {"metavar": "NAME", "help": "the user"})
 EMAIL = Argument("--email", {"metavar": "ADDRESS", "help": "the e-mail address"})
 PASSWORD_STDIN = Argument(
     "--password-stdin", {"action": "store_true", "help": "read the password from standard input"}
 )
 
+LOG_OPTIONS = (
+    Argument("--follow", {"action": "store_true", "help": "go on with new attempts until Ctrl-C"}),
+    Argument("--summary", {"action": "store_true", "help": "count them by address and outcome"}),
+    Argument("--last", {"type": settings.positive, "metavar": "COUNT", "help": "the newest only"}),
+    Argument("--outcome", {"choices": accounts.OUTCOMES, "help": "how it ended"}),
+    Argument("--address", {"type": address, "metavar": "ADDRESS", "help": "where it came from"}),
+    Argument("--user", {"metavar": "NAME", "help": "whose account it was"}),
+    Argument("--since", {"type": moment, "metavar": "WHEN", "help": "1h ago, or a time in UTC"}),
+)
+
 Command = Callable[[Desk, argparse.Namespace], Lines]
 COMMANDS: dict[str, tuple[Command, tuple[Argument, ...]]] = {
     "keys list": (keys_list, ()),
+    "keys rotate": (keys_rotate, (NOW,)),
+    "keys revoke": (keys_revoke, (KID, NO_REPLACEMENT)),
+    "keys export": (keys_export, ()),
+    "rekey": (rekey, (DRY_RUN,)),
+    "backup": (backup, (FILE,)),
     "users list": (users_list, ()),
     "users add": (users_add, (NAME, EMAIL, PASSWORD_STDIN)),
     "users reset": (users_reset, (NAME,)),
     "users delete": (users_delete, (NAME,)),
+    "log": (log, LOG_OPTIONS),
 }
 
 
@@ -142,6 +274,14 @@ def make_parser() -> settings.Parser:
     return parser
 
 
+def shown_time(seconds: object) -> str:
+    """A time of the table for people; what is none, or past the year 9999, as it stands there."""
+    try:
+        return accounts.utc_text(float(str(seconds)))[:19]
+    except (ValueError, OverflowError, OSError):
+        return f"{seconds!r:.30}"
+
+
 def tell(line: str) -> None:
     """A sentence for the operator, beside the output."""
     print(line, file=sys.stderr)
@@ -161,15 +301,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for line in options.run(Desk(config, database, environ, sys.stdin), options):
             print(line)
+        sys.stdout.flush()
     except (settings.ConfigurationError, keystore.WrongSecret) as error:
         tell(f"admin.py: {error}")
         return 2
     except (Refused, accounts.Malformed, accounts.UnknownUser, accounts.Busy, Unavailable) as error:
         tell(f"admin.py: {error}")
         return 1
+    except (KeyboardInterrupt, BrokenPipeError):
+        # How `log --follow` ends, and whatever `head` has read enough of.
+        discard_output()
     finally:
         database.close()
     return 0
+
+
+def discard_output() -> None:
+    """Let the interpreter flush standard output, which nobody reads any more, into nothing."""
+    with contextlib.suppress(OSError):  # not a file, in a test
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -62,6 +62,10 @@ class NotReady(Exception):
     """No token could be issued now."""
 
 
+class RegistrationClosed(Exception):
+    """Accounts are made by the operator alone."""
+
+
 class CrossSite(Exception):
     """A browser sent it on behalf of a foreign page."""
 
@@ -127,6 +131,9 @@ FAILURES: dict[type[Exception], Callable[[Exception], Response]] = {
     Forbidden: constant(403, "forbidden", "Only from addresses named in --metrics-from."),
     CrossSite: constant(403, "cross_site", "A page of another site sent this request."),
     NotReady: constant(503, "not_ready", "No token can be issued now.", RETRY_SOON),
+    RegistrationClosed: constant(
+        403, "registration_closed", "Registration is closed; ask the operator for an account."
+    ),
     Limited: lambda failure: failure.args[0],
     credentials.Malformed: refuse_malformed,
     credentials.UnsupportedMediaType: refuse_media_type,
@@ -157,9 +164,13 @@ class Limit:
     """The limit of one route, and its refusals made ready."""
 
     def __init__(
-        self, name: str, rules: tuple[ratelimit.Rule, ...], monotonic: Callable[[], float]
+        self,
+        name: str,
+        rules: tuple[ratelimit.Rule, ...],
+        sources: int,
+        monotonic: Callable[[], float],
     ) -> None:
-        self.limiter = ratelimit.Limiter(rules, clock=monotonic)
+        self.limiter = ratelimit.Limiter(rules, clock=monotonic, max_sources=sources)
         self.refused = 0
         self._name = name
         self._policy = ratelimit.policy_header(rules, name)

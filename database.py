@@ -3,7 +3,7 @@
     any thread   read(sql) ---------------> its own read connection           (WAL: never waits)
     any thread   write(job) --> queue --+
     any thread   write(job) --> queue --+-> writer thread: BEGIN IMMEDIATE, a savepoint a job,
-    any thread   write(job) --> queue --+   COMMIT (fsync), then every job is answered
+    any thread   append(row) -> queue --+   COMMIT (fsync), then every job is answered
 
 Rules of this file:
 - A `write` returns after the commit that holds it is on disk (`synchronous=FULL`), or raises. Forty
@@ -25,9 +25,11 @@ import queue
 import sqlite3
 import threading
 from pathlib import Path
-from typing import Any, Callable, TypeVar
+from typing import Any, Callable, NamedTuple, TypeVar, Union
 
 T = TypeVar("T")
+WriteRows = Callable[[sqlite3.Connection, list[Any]], None]
+Written = Callable[[Union[Exception, None]], None]
 
 BUSY_SECONDS = 5.0  # how long another process may hold the write lock before we answer 503
 BATCH_JOBS = 256  # jobs in one commit at the most: bounds how long the first of them waits
@@ -71,7 +73,7 @@ class Database:
             self._identity = _identity(self.path)
         except (OSError, sqlite3.Error, CannotOpen) as error:
             raise CannotOpen(_why_not(self.path, error)) from error
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job | _Row | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write_batches, name="writer", daemon=True)
         self._thread.start()
 
@@ -104,6 +106,18 @@ class Database:
         if entry.error is not None:
             raise entry.error
         return entry.result  # type: ignore[no-any-return]
+
+    def append(self, write_rows: WriteRows, row: Any, written: Written) -> None:
+        """Have `row` written by `write_rows(connection, rows)`: one call for all that wait.
+
+        Returns at once. `written(None)` is called once the row is on disk, `written(error)` if the
+        rows could not be written: on the writer thread, so that it must neither block nor raise.
+        """
+        with self._lock:
+            if not self._closed:
+                self._jobs.put(_Row(write_rows, row, written))
+                return
+        written(Unavailable("the database is closed"))
 
     def stamp(self) -> object:
         """A value that differs from an earlier one on this thread if the file changed in between.
@@ -192,7 +206,7 @@ class Database:
                     batch.append(self._jobs.get_nowait())
                 except queue.Empty:
                     break
-            jobs = [job for job in batch if job is not None]
+            jobs = _gather(batch)
             try:
                 if jobs:
                     self._commit(jobs)
@@ -202,7 +216,7 @@ class Database:
                 for job in jobs:
                     job.error = failure
             for job in jobs:
-                job.done.release()
+                job.finish()
             if batch[-1] is None:
                 return
 
@@ -242,10 +256,46 @@ class _Job:
         self.function = function
         self.result: Any = None
         self.error: Exception | None = None
-        self.done = (
-            threading.Lock()
-        )  # held until the outcome is there: an Event costs ten times more
+        # Held until the outcome is there: an Event costs ten times more.
+        self.done = threading.Lock()
         self.done.acquire()
+
+    def finish(self) -> None:
+        """The outcome is there: let `write` return."""
+        self.done.release()
+
+
+class _Row(NamedTuple):
+    """A row that waits for the next commit."""
+
+    write_rows: WriteRows
+    row: Any
+    written: Written
+
+
+class _Rows(_Job):
+    """The rows of one commit that the same function writes."""
+
+    __slots__ = ("_written",)
+
+    def __init__(self, write_rows: WriteRows, waiting: list[_Row]) -> None:
+        super().__init__(lambda connection: write_rows(connection, [job.row for job in waiting]))
+        self._written = [job.written for job in waiting]
+
+    def finish(self) -> None:
+        """The outcome is there: tell everybody whose row it was."""
+        for written in self._written:
+            written(self.error)
+
+
+def _gather(batch: list[_Job | _Row | None]) -> list[_Job]:
+    """What one commit has to do; rows for the same function become one job."""
+    jobs = [entry for entry in batch if isinstance(entry, _Job)]
+    rows: dict[WriteRows, list[_Row]] = {}
+    for entry in batch:
+        if isinstance(entry, _Row):
+            rows.setdefault(entry.write_rows, []).append(entry)
+    return jobs + [_Rows(write_rows, waiting) for write_rows, waiting in rows.items()]
 
 
 def _as_unavailable(error: Exception) -> Exception:

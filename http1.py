@@ -36,7 +36,7 @@ START = rb"(" + TOKEN + rb"{1,32}) ([!-~]+) HTTP/"
 
 FIELD_LINE = re.compile(FIELD)
 START_LINE = re.compile(START + rb"([0-9])\.[0-9]\r\n")
-HEAD = re.compile(START + rb"1\.([0-9])\r\n((?:" + FIELD + rb")*)\r\n")
+HEAD_BLOCK = re.compile(START + rb"1\.([0-9])\r\n((?:" + FIELD + rb")*)\r\n")
 METHOD = re.compile(TOKEN + rb"{1,32}(?: |\Z)")  # also of a start line that is still arriving
 LONG_METHOD = re.compile(TOKEN + rb"{33}")
 CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})([ \t]*;" + VALUE + rb")?\r\n")  # RFC 9112 §7.1
@@ -68,6 +68,9 @@ WORDS = {
     503: "overloaded",
     505: "http_version_not_supported",
 }
+
+
+IDLE, HEAD, BODY = range(3)  # how far a parser is with a request
 
 
 class Limits(NamedTuple):
@@ -134,7 +137,7 @@ class Response:
     server writes itself, or text that latin-1 cannot spell.
     """
 
-    __slots__ = ("_front", "body", "headers", "status")
+    __slots__ = ("_front", "_last", "body", "headers", "status")
 
     def __init__(
         self, status: int, headers: Iterable[tuple[str, str]] = (), body: bytes = b""
@@ -143,6 +146,7 @@ class Response:
         self.headers = tuple(headers)
         self.body = b"" if status in BODILESS else body
         self._front = b""
+        self._last = (b"", b"")  # a tail, and the octets with it: one tuple, so never two halves
         for name, value in self.headers:
             if not FIELD_NAME.fullmatch(name) or name.lower() in SERVER_FIELDS:
                 raise ValueError(f"not a response field to set: {name!r}")
@@ -163,8 +167,12 @@ class Response:
 
     def wire(self, tail: bytes, head_only: bool = False) -> bytes:
         """The octets to send; `tail` is the value of `Date`, later fields, and the blank line."""
-        front = self._front or self.front()
-        return front + tail if head_only else b"".join((front, tail, self.body))
+        if head_only:
+            return (self._front or self.front()) + tail
+        last = self._last
+        if last[0] is not tail:  # for a constant answer: once a second
+            self._last = last = tail, b"".join((self._front or self.front(), tail, self.body))
+        return last[1]
 
 
 def phrase(status: int) -> str:
@@ -233,22 +241,25 @@ class Parser:
 
     def feed(self, octets: bytes) -> None:
         """Append what arrived."""
-        self._line -= self._start
-        self._buffer = self._buffer[self._start :] + octets
+        if self._start == len(self._buffer):
+            self._line = 0
+            self._buffer = octets
+        else:
+            self._line -= self._start
+            self._buffer = self._buffer[self._start :] + octets
         self._start = 0
 
     @property
-    def unread(self) -> bool:
-        """Whether octets are left that no request has taken yet."""
-        return self._start < len(self._buffer)
-
-    @property
-    def in_body(self) -> bool:
-        """Whether a head is complete and its body is not."""
-        return self._head is not None
+    def stage(self) -> int:
+        """What has begun and is not complete: a HEAD, a BODY, or nothing (IDLE)."""
+        if self._head is not None:
+            return BODY
+        return HEAD if self._start < len(self._buffer) else IDLE
 
     def next_request(self) -> Request | None:
         """The next complete request; None until more octets come. Raises `Refused`."""
+        if self._start == len(self._buffer):
+            return None
         if self._head is None:
             # A client on a kept connection sends the same octets again and again: same verdict.
             if self._last_block and self._buffer.startswith(self._last_block, self._start):
@@ -293,7 +304,7 @@ class Parser:
         if match is None:
             if not (self._examine_start() and self._examine_fields()):
                 return False
-            match = HEAD.fullmatch(self._buffer, self._start, self._line)
+            match = HEAD_BLOCK.fullmatch(self._buffer, self._start, self._line)
         if match is None:  # line by line and as a whole the grammar is the same
             raise AssertionError("a head that both passes and fails")
         self._accept_head(match)
@@ -315,7 +326,7 @@ class Parser:
         end = self._buffer.find(b"\r\n\r\n", self._start) + 4
         if end < 4 or end - self._start > limits.head:
             return None
-        match = HEAD.fullmatch(self._buffer, self._start, end)
+        match = HEAD_BLOCK.fullmatch(self._buffer, self._start, end)
         if match is None or match.start(4) - self._start > limits.line:
             return None
         return match if match[4].count(b"\n") <= limits.fields else None
@@ -373,7 +384,9 @@ class Parser:
         # At most 1 KiB a connection, and never credentials: they are not kept longer than needed.
         if head.length == 0 and len(match[0]) <= 1024 and "authorization" not in head.headers:
             self._last_block = match[0]
-        self.expects_continue = "expect" in head.headers and head.length != 0 and not self.unread
+        self.expects_continue = "expect" in head.headers and head.length != 0
+        if self._start < len(self._buffer):  # it did not wait
+            self.expects_continue = False
 
     # --- the body
 
@@ -432,8 +445,8 @@ def read_head(match: re.Match[bytes], limits: Limits) -> Head:
     method = match[1].decode("ascii")
     version = "1.0" if match[3] == b"0" else "1.1"  # RFC 9110 §2.5: 1.2 would be read as 1.1
     headers = read_fields(match[4].decode("latin-1"))
-    path, query = read_target(method, match[2].decode("ascii"), headers)
     check_host(headers, version)
+    path, query = read_target(method, match[2].decode("ascii"), headers)
     length = body_length(headers, version, limits)
     check_expect(headers, version)
     return Head(method, path, query, headers, length, keeps_alive(headers, version), version)
@@ -459,10 +472,8 @@ def read_target(method: str, target: str, headers: dict[str, str]) -> tuple[str,
         raise Refused(501, "This server is not a proxy.")
     if not target.startswith("/") and not (target == "*" and method == "OPTIONS"):
         match = ABSOLUTE.fullmatch(target)
-        if match is None:
+        if match is None or not HOST.fullmatch(match[1]):
             raise Refused(400, "Send a request target that begins with a slash.")
-        headers.setdefault("host", match[1])
-        check_host(headers, "1.1")
         headers["host"] = match[1]
         target = match[2] or "/"
         if target.startswith("?"):

@@ -27,7 +27,6 @@ from __future__ import annotations
 import errno
 import selectors
 import socket
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -36,10 +35,20 @@ from email.utils import formatdate
 from functools import partial
 from http.server import BaseHTTPRequestHandler
 from math import inf
-from queue import SimpleQueue
-from typing import Any, NamedTuple, Union
+from typing import Any, Union
 
-from http1 import Limits, Parser, Refused, Request, Response, error, json_response
+from http1 import (
+    BODY,
+    HEAD,
+    IDLE,
+    Limits,
+    Parser,
+    Refused,
+    Request,
+    Response,
+    error,
+    json_response,
+)  # fmt: skip
 from linelog import ACCESS_LOGS, LineLog, printable, where
 from transport import (
     Connection,
@@ -52,10 +61,11 @@ from transport import (
     unlisten,
     url_of,
 )
+from workers import Deliver, Eventually, Later, Outcome, Workers
 
 __all__ = [
-    "Handler", "Later", "Limits", "LineLog", "Request", "Response", "Server", "error",
-    "json_response",
+    "Eventually", "Handler", "Later", "Limits", "LineLog", "Request", "Response", "Server",
+    "error", "json_response",
 ]  # fmt: skip
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
@@ -71,27 +81,14 @@ CROWDED = 0.9  # of the places taken: then who rests is asked to leave earlier
 OUT_OF_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-# Phases of a connection, each with its deadline; from WORK on, nothing is parsed.
-IDLE, HEAD, BODY, WORK, SEND, LINGER = range(6)
+# Phases of a connection, each with its deadline: first the parser's, then those without parsing.
+WORK, SEND, LINGER = range(BODY + 1, BODY + 4)
 
 FULL = error(503, "overloaded", "The server is full. Try again later.", [("Retry-After", "1")])
 BUSY = error(503, "overloaded", "The server is busy. Try again later.", [("Retry-After", "1")])
 FAILED = error(500, "server_error", "The server failed. The operator's log says where.")
 LIMITS = Limits()
 LATE = Refused(408, "Send the whole request sooner.")
-
-
-class Later:
-    """An answer that takes time; calling it gives the `Response`. Only workers call it."""
-
-    __slots__ = ("_arguments", "_function")
-
-    def __init__(self, function: Callable[..., Response], *arguments: Any) -> None:
-        self._function = function
-        self._arguments = arguments
-
-    def __call__(self) -> Response:
-        return self._function(*self._arguments)
 
 
 Answer = Union[Response, Later]
@@ -111,82 +108,6 @@ class Stats:
         self.timeouts = 0  # requests that did not arrive in time, answers not taken in time
         self.failures = 0  # exceptions that became a 500
         self.log_lines_dropped = 0
-
-
-class Job(NamedTuple):
-    """A `Later` on its way through the workers, and where its answer goes."""
-
-    handler: Handler
-    request: Request
-    later: Later
-    started: float
-
-
-class Workers:
-    """Threads that run `Later`s, made when they are first needed, and a bounded queue before them.
-
-    Every method is for the loop alone; `finished` is called by the threads.
-    """
-
-    def __init__(
-        self,
-        threads: int,
-        queue_limit: int,
-        finished: Callable[[Job, Response | BaseException], None],
-    ) -> None:
-        self._most = threads
-        self._limit = threads + queue_limit
-        self._finished = finished
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._threads: list[threading.Thread] = []
-        self._unfinished = 0
-
-    @property
-    def queued(self) -> int:
-        return max(0, self._unfinished - len(self._threads))
-
-    def submit(self, job: Job) -> bool:
-        """Whether there is room for it."""
-        if self._unfinished >= self._limit:
-            return False
-        if self._unfinished >= len(self._threads) < self._most and not self._add_thread():
-            return False
-        self._unfinished += 1
-        self._jobs.put(job)
-        return True
-
-    def collect(self) -> None:
-        """To be called once for each job that `finished` was called for."""
-        self._unfinished -= 1
-
-    def stop(self, timeout: float) -> None:
-        """Let the threads end what they do; those that do not are daemons."""
-        until = time.monotonic() + timeout
-        for _ in self._threads:
-            self._jobs.put(None)
-        for thread in self._threads:
-            thread.join(max(0.0, until - time.monotonic()))
-        self._threads = []
-
-    def _add_thread(self) -> bool:
-        """False if there is none at all."""
-        thread = threading.Thread(target=self._run, name="worker", daemon=True)
-        try:
-            thread.start()
-            self._threads.append(thread)
-        except RuntimeError:  # the system has no more; those that we have go on
-            pass
-        return bool(self._threads)
-
-    def _run(self) -> None:
-        for job in iter(self._jobs.get, None):
-            outcome: Response | BaseException
-            try:
-                outcome = job.later()
-                outcome.front()  # here rather than on the loop
-            except BaseException as failure:
-                outcome = failure
-            self._finished(job, outcome)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -258,7 +179,7 @@ class Handler(BaseHTTPRequestHandler):
         else:  # WORK: what the client sends can wait; the kernel holds it, and then the client
             self.watch(0)
 
-    def complete(self, request: Request, outcome: Response | BaseException, started: float) -> None:
+    def complete(self, request: Request, started: float, outcome: Outcome) -> None:
         """A Later has run."""
         if self.interest < 0:  # the client has left
             return
@@ -310,7 +231,7 @@ class Handler(BaseHTTPRequestHandler):
         except Exception as failure:
             answer = self.fail(request, failure)
         if isinstance(answer, Later):
-            if self.server.submit(Job(self, request, answer, started)):
+            if self.server.submit(answer, partial(self.complete, request, started)):
                 self.busy = True
                 return b""
             self.server.stats.rejected_busy += 1
@@ -348,7 +269,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def transmit(self, answers: list[bytes]) -> None:
         """Send what there is; wait for the client to take the rest."""
-        octets = self.output + b"".join(answers) if self.output else b"".join(answers)
+        octets = b"".join(answers) if not self.output else self.output + b"".join(answers)
         if octets:
             try:
                 sent = self.connection.send(octets)
@@ -370,18 +291,16 @@ class Handler(BaseHTTPRequestHandler):
         if self.close_connection:
             self.leave()
             return
-        phase = IDLE
         if self.busy:
             phase = WORK
         elif self.more or self.phase == SEND:
+            phase = IDLE
             self.server.resume(self)  # on the next turn: the others have waited
-        elif self.parser.in_body:
-            phase = BODY
-        elif self.parser.unread:
-            phase = HEAD
+        else:
+            phase = self.parser.stage
         if phase != self.phase or phase == IDLE:  # a request's deadline does not move
             self.enter(phase)
-        if phase != WORK:
+        if phase != WORK and self.interest != READ:
             self.watch(READ)
 
     def enter(self, phase: int) -> None:
@@ -395,7 +314,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def leave(self) -> None:
         """Close, but not while the client is still sending: a reset would destroy the answer."""
-        if not (self.refused or self.parser.unread):
+        if not (self.refused or self.parser.stage):
             self.close()
             return
         try:
@@ -471,7 +390,7 @@ class Server:
         self._wakeup.setblocking(False)
         self._waker.setblocking(False)
         self._woken = False  # whether a wake-up is on its way: one is enough for many answers
-        self._finished: deque[tuple[Job, Response | BaseException]] = deque()
+        self._finished: deque[Callable[[], None]] = deque()
         self._workers = Workers(workers, queue_limit, self._worker_finished)
         self._unfinished: list[Handler] = []  # have requests to answer without reading
         self._lines: list[str] = []  # of the access log, in this turn
@@ -538,7 +457,10 @@ class Server:
         for handler in unfinished:
             self._guard(handler.resume)
         for key, _ in events:
-            self._guard(key.data)
+            try:
+                key.data()
+            except Exception as failure:
+                self._broken(key.data, failure)
         if self.now >= self._next_sweep:
             self._sweep()
         if self._lines:
@@ -550,10 +472,13 @@ class Server:
         try:
             react()
         except Exception as failure:
-            self.log(f"error: {where(failure)}")
-            owner = getattr(getattr(react, "func", react), "__self__", None)
-            if isinstance(owner, Handler):
-                owner.close()
+            self._broken(react, failure)
+
+    def _broken(self, react: Callable[[], None], failure: Exception) -> None:
+        self.log(f"error: {where(failure)}")
+        owner = getattr(getattr(react, "func", react), "__self__", None)  # of a partial, too
+        if isinstance(owner, Handler):
+            owner.close()
 
     def _set_clock(self) -> None:
         """The time of this turn, and what is spelled anew once a second."""
@@ -608,6 +533,8 @@ class Server:
         else:
             connection = raw if self._tls is None else TLSConnection(raw, self._tls)
             handler = self._handler_class(connection, client, self)
+            if self._tls is not None:  # who does not finish the handshake does not rest, but hang
+                handler.deadline = self.now + self.limits.head_time
             self._connections.add(handler)
             self._per_client[share] += 1
             self.stats.connections_accepted += 1
@@ -662,14 +589,14 @@ class Server:
 
     # --- answers that come later
 
-    def submit(self, job: Job) -> bool:
-        """Whether the workers have room for it."""
-        accepted = self._workers.submit(job)
+    def submit(self, later: Later, deliver: Deliver) -> bool:
+        """Whether the workers have room for it; `deliver` gets what comes of it, on the loop."""
+        accepted = self._workers.submit(later, deliver)
         self.stats.queue_depth = self._workers.queued
         return accepted
 
-    def _worker_finished(self, job: Job, outcome: Response | BaseException) -> None:
-        self._finished.append((job, outcome))
+    def _worker_finished(self, deliver: Deliver, outcome: Outcome) -> None:
+        self._finished.append(partial(deliver, outcome))
         self._wake()
 
     def _wake(self) -> None:
@@ -683,9 +610,8 @@ class Server:
             self._wakeup.recv(RECEIVE)
         self._woken = False  # before the deque is read: what comes later wakes again
         while self._finished:
-            job, outcome = self._finished.popleft()
             self._workers.collect()
-            self._guard(partial(job.handler.complete, job.request, outcome, job.started))
+            self._guard(self._finished.popleft())
         self.stats.queue_depth = self._workers.queued
 
     # --- the end

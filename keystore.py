@@ -8,46 +8,47 @@
 
 Rules of this file:
 - No state but the rows and the clock. Whoever reads the same rows at the same time (another server,
-  admin.py, the same server after a crash) comes to the same decision.
-- A sealed key is a compact JWE (RFC 7516) with alg=dir, enc=A256CBC-HS512 (RFC 7518 §5.2.5). Its
-  protected header holds `kid` and `exp` and is authenticated with the key: who can write the file
-  but does not know NOT_MY_KEY cannot forge, exchange or prolong a row.
+  admin.py, the same server after a crash) comes to the same decision; the settings it rests on
+  stand in the table `key_policy`.
+- A key's `exp` may be shortened, by an operator who rotates early, never prolonged; and never so
+  that a token that it signed outlives it.
+- Whatever changes the table was decided on rows that are still there when it is written: else
+  another process was faster, and the decision is made again.
 - Refuse, never repair: a row that does not open is named in the log and skipped; if none of them
   opens, the secret is wrong, and nothing is written.
 - Signing never touches the database: `refresh` loads what changed, requests use a snapshot.
 
-SQL on `keys`, AES and the private numbers of a key stay in this file.
+SQL on `keys` and `key_policy` stays in this file; how a key is sealed is in sealing.py.
+
+Left out: telling clients. They ask for the JWKS when they please; docs/operations.md says when.
 """
 
 from __future__ import annotations
 
-import hmac
-import json
+import math
 import os
 import sqlite3
 import threading
 import time
-from typing import Any, Callable, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Callable, NamedTuple, TypeVar
 
-from argon2.low_level import Type, hash_secret_raw
-from cryptography.hazmat.primitives import padding
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from database import Database
-from jwt_minimal import b64url_decode, b64url_encode, public_jwk, thumbprint
+from database import Database, Unavailable
+from jwt_minimal import public_jwk
+from sealing import SALT_BYTES, SealBroken, derive, open_seal, salt_of, seal
 
 RSA_BITS = 2048  # NIST SP 800-57: good to 2030; RFC 7518 §3.3 asks for no less
 RSA_EXPONENT = 65537
-RSA_NUMBERS = ("n", "e", "d", "p", "q", "dp", "dq", "qi")  # RFC 7518 §6.3
-SALT_BYTES = 16  # RFC 9106 §3.1
-# The OWASP floor for Argon2id: 17 ms here, once per start, but for each guess of who has the file.
-DERIVATION_TIME, DERIVATION_KIB, DERIVATION_LANES = 2, 19_456, 1
-CONTENT_KEY_BYTES = 64  # RFC 7518 §5.2.5: 32 for HMAC-SHA-512, then 32 for AES-256
-BLOCK_BYTES = 16
-TAG_BYTES = 32  # RFC 7518 §5.2.5: the first half of the HMAC
 MAX_SALTS = 8  # salts are read before they are authenticated; each new one costs a derivation
+MAX_ATTEMPTS = 5  # of a change that other processes are faster than: each time they made one
+SHORTEST_LEAD = 2  # s: the look at the clock (1 s), then a prime search with bad luck (1 s)
+MAX_EXPIRED = 100  # kept at the most: with keys that live for seconds, days would be a million
 JWKS_MAX_AGE = 300  # s: what PyJWT and Spring cache by default
+
+T = TypeVar("T")
 
 
 class NoSigningKey(Exception):
@@ -58,8 +59,8 @@ class WrongSecret(Exception):
     """The database holds sealed keys and the secret opens none of them."""
 
 
-class SealBroken(ValueError):
-    """A sealed key does not open under this secret: changed, exchanged, or sealed with another."""
+class UnknownKey(Exception):
+    """No key of the table has this name."""
 
 
 class Policy(NamedTuple):
@@ -73,6 +74,11 @@ class Policy(NamedTuple):
 
     def problem(self) -> str | None:
         """The inequality that these settings break, or None."""
+        if self.lead < SHORTEST_LEAD:
+            return (
+                f"key-lead ({self.lead:g} s) must be at least {SHORTEST_LEAD} s: "
+                "making a key that is due takes up to a second or two"
+            )
         if self.lifetime > self.lead + self.token_ttl + self.skew:
             return None
         return (
@@ -88,9 +94,10 @@ class Key(NamedTuple):
     exp: int  # seconds since 1970
     jwk: dict[str, str]  # the public JWK
     private_key: rsa.RSAPrivateKey
+    stale: bool = False  # still sealed with the previous secret
 
 
-Row = tuple[Any, Any]  # (key, exp) as stored, whoever stored it
+Row = tuple[int, Any, Any]  # (number, key, exp) as stored, whoever stored it
 
 
 class KeySet(NamedTuple):
@@ -105,142 +112,7 @@ class KeySet(NamedTuple):
         return {"keys": [key.jwk for key in self.keys]}
 
 
-# -- sealing: the content key, seal, open
-
-
-def derive(secret: bytes, salt: bytes) -> bytes:
-    """The content key: Argon2id, so that guessing a weak secret costs what guessing must cost."""
-    return hash_secret_raw(
-        secret,
-        salt,
-        DERIVATION_TIME,
-        DERIVATION_KIB,
-        DERIVATION_LANES,
-        CONTENT_KEY_BYTES,
-        Type.ID,
-    )
-
-
-def encrypt(content_key: bytes, iv: bytes, aad: bytes, plaintext: bytes) -> tuple[bytes, bytes]:
-    """A256CBC-HS512 (RFC 7518 §5.2.2.1): the ciphertext and its authentication tag."""
-    pkcs7 = padding.PKCS7(BLOCK_BYTES * 8).padder()
-    padded = pkcs7.update(plaintext) + pkcs7.finalize()
-    aes = Cipher(algorithms.AES(content_key[32:]), modes.CBC(iv)).encryptor()
-    ciphertext = aes.update(padded) + aes.finalize()
-    return ciphertext, _tag(content_key, iv, aad, ciphertext)
-
-
-def decrypt(content_key: bytes, iv: bytes, aad: bytes, ciphertext: bytes, tag: bytes) -> bytes:
-    """The inverse of `encrypt` (RFC 7518 §5.2.2.2).
-
-    Raises:
-        SealBroken: anything is not as it was; one error for all, so that there is no oracle.
-    """
-    # The tag is compared before AES or the padding is looked at.
-    if not hmac.compare_digest(tag, _tag(content_key, iv, aad, ciphertext)):
-        raise SealBroken("the authentication tag does not match")
-    aes = Cipher(algorithms.AES(content_key[32:]), modes.CBC(iv)).decryptor()
-    pkcs7 = padding.PKCS7(BLOCK_BYTES * 8).unpadder()
-    return pkcs7.update(aes.update(ciphertext) + aes.finalize()) + pkcs7.finalize()
-
-
-def _tag(content_key: bytes, iv: bytes, aad: bytes, ciphertext: bytes) -> bytes:
-    message = aad + iv + ciphertext + (len(aad) * 8).to_bytes(8, "big")
-    return hmac.digest(content_key[:32], message, "sha512")[:TAG_BYTES]
-
-
-def seal(private_key: rsa.RSAPrivateKey, exp: int, content_key: bytes, salt: bytes) -> bytes:
-    """The key as compact JWE; `kid`, `exp` and the salt stand in its authenticated header."""
-    jwk = _private_jwk(private_key)
-    header = {
-        "alg": "dir",
-        "enc": "A256CBC-HS512",
-        "kid": thumbprint(jwk),
-        "exp": exp,
-        "p2s": b64url_encode(salt),
-    }
-    protected = b64url_encode(_json(header))
-    iv = os.urandom(BLOCK_BYTES)
-    ciphertext, tag = encrypt(content_key, iv, protected.encode(), _json(jwk))
-    # RFC 7516 §7.1; the second part, the encrypted content key, is empty with alg=dir.
-    parts = (protected, "", *map(b64url_encode, (iv, ciphertext, tag)))
-    return ".".join(parts).encode()
-
-
-def salt_of(blob: object) -> bytes:
-    """The salt that a sealed key was derived with. Not authenticated: only `open_seal` tells.
-
-    Raises:
-        SealBroken: this is not a key sealed by us.
-    """
-    try:
-        salt = b64url_decode(_header(blob)["p2s"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise SealBroken("not a sealed key") from error
-    if len(salt) != SALT_BYTES:
-        raise SealBroken("not a sealed key")
-    return salt
-
-
-def open_seal(blob: bytes, exp: int, content_key: bytes) -> tuple[str, rsa.RSAPrivateKey]:
-    """The inverse of `seal`: the `kid` and the key.
-
-    Raises:
-        SealBroken: it does not open, or `exp` is not the one that was sealed.
-    """
-    try:
-        protected, _, iv, ciphertext, tag = blob.decode("ascii").split(".")
-        plaintext = decrypt(
-            content_key,
-            b64url_decode(iv),
-            protected.encode(),
-            b64url_decode(ciphertext),
-            b64url_decode(tag),
-        )
-        header = _header(blob)
-    except SealBroken:
-        raise
-    except ValueError as error:
-        raise SealBroken("not a sealed key") from error
-    if header["exp"] != exp:
-        raise SealBroken(f"the row says exp={exp}, the sealed header {header['exp']}")
-    # Authenticated, hence written by us: validating the primes again would take 50 ms per key.
-    return header["kid"], _private_key(json.loads(plaintext))
-
-
-def _header(blob: object) -> dict[str, Any]:
-    if not isinstance(blob, bytes):
-        raise SealBroken("not a sealed key")
-    header = json.loads(b64url_decode(blob.split(b".", 1)[0].decode("ascii")))
-    if not isinstance(header, dict):
-        raise SealBroken("not a sealed key")
-    return header
-
-
-def _json(document: object) -> bytes:
-    return json.dumps(document, separators=(",", ":")).encode()
-
-
-def _private_jwk(private_key: rsa.RSAPrivateKey) -> dict[str, str]:
-    numbers = private_key.private_numbers()
-    public = numbers.public_numbers
-    values = (
-        *(public.n, public.e, numbers.d, numbers.p, numbers.q),
-        *(numbers.dmp1, numbers.dmq1, numbers.iqmp),
-    )
-    octets = (value.to_bytes((value.bit_length() + 7) // 8, "big") for value in values)
-    return {"kty": "RSA", **dict(zip(RSA_NUMBERS, map(b64url_encode, octets)))}
-
-
-def _private_key(jwk: dict[str, str]) -> rsa.RSAPrivateKey:
-    n, e, d, p, q, dp, dq, qi = (
-        int.from_bytes(b64url_decode(jwk[name]), "big") for name in RSA_NUMBERS
-    )
-    numbers = rsa.RSAPrivateNumbers(p, q, d, dp, dq, qi, rsa.RSAPublicNumbers(e, n))
-    return numbers.private_key(unsafe_skip_rsa_key_validation=True)
-
-
-# -- the rule: three questions that `exp` and the clock answer
+# -- the rule: what `exp` and the clock answer
 
 
 def signing_key(keys: tuple[Key, ...], now: float, policy: Policy) -> Key | None:
@@ -259,13 +131,27 @@ def published(keys: tuple[Key, ...], now: float, policy: Policy) -> KeySet:
     first = signing_key(keys, now, policy)
     ordered = sorted(unexpired, key=lambda key: key is not first)
     ends = [key.exp - policy.token_ttl - policy.skew for key in unexpired]
-    changes = [*ends, *(key.exp for key in unexpired), *(end - policy.lead for end in ends[-1:])]
-    return KeySet(tuple(ordered), now, min((t for t in changes if t > now), default=float("inf")))
+    changes = [*(key.exp for key in unexpired), *(end - policy.lead for end in ends[-1:])]
+    # At its end a key still signs, and no longer the moment after: that set lasts for no time.
+    coming = [*(t for t in changes if t > now), *(end for end in ends if end >= now)]
+    return KeySet(tuple(ordered), now, min(coming, default=math.inf))
 
 
 def rotation_due(expiries: list[int], policy: Policy) -> float:
     """When the next key must be made: one lead before the last one can no longer sign."""
     return max(expiries, default=0) - policy.token_ttl - policy.skew - policy.lead
+
+
+def endings(keys: tuple[Key, ...], now: float, wait: float, policy: Policy) -> list[Key]:
+    """The keys that an early rotation shortens, with the new `exp`: none signs after `wait`.
+
+    The last token that each can still sign is outlived, skew included, and they keep their order:
+    a key that waits to sign must not come first because its elder was shortened to the same second.
+    """
+    end = math.ceil(int(now) + wait + policy.token_ttl + policy.skew)
+    unexpired = sorted((key for key in keys if key.exp > now), key=_by_exp)
+    limits = range(end, end + len(unexpired))
+    return [key._replace(exp=exp) for key, exp in zip(unexpired, limits) if exp < key.exp]
 
 
 def state(key: Key, signing: Key | None, now: float) -> str:
@@ -287,7 +173,8 @@ def _by_exp(key: Key) -> tuple[int, str]:
 class KeyStore:
     """The keys of a database, opened once and held as a snapshot.
 
-    `log` gets sentences for an operator; `clock` is the wall clock, seconds since 1970.
+    `secret` seals; `previous` opens what has not been sealed anew with it. `log` gets sentences for
+    an operator; `clock` is the wall clock, seconds since 1970.
     """
 
     def __init__(
@@ -296,19 +183,20 @@ class KeyStore:
         secret: bytes,
         policy: Policy,
         *,
+        previous: bytes | None = None,
         log: Callable[[str], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.policy = policy
         self._database = database
-        self._secret = secret
+        self._secrets = (secret,) if previous is None else (secret, previous)
         self._log = log
         self._clock = clock
         self._lock = threading.Lock()  # guards what follows; readers take the snapshot without it
         self._keys: tuple[Key, ...] = ()  # the snapshot, replaced as a whole
         self._published: tuple[tuple[Key, ...], KeySet] = (), KeySet((), 0.0, 0.0)
         self._rows: dict[Row, Key | None] = {}  # every row of the table; None if it does not open
-        self._content_keys: dict[bytes, bytes] = {}  # salt -> content key
+        self._content_keys: dict[tuple[bytes, bytes], bytes] = {}  # (secret, salt) -> content key
         self._salt = os.urandom(SALT_BYTES)  # of this database: that of its keys once it has some
         self._emptied = False  # somebody removed the last usable key while we were running
 
@@ -347,11 +235,15 @@ class KeyStore:
         return key_set
 
     def listing(self) -> list[tuple[str, int, str]]:
-        """Every key with its expiry and its state now: signing, next, outliving or expired."""
+        """Every key with its expiry and its state now: signing, next, outliving or expired.
+
+        Rows that do not open come last, by the name that the log gives them.
+        """
         now = self._clock()
         signing = signing_key(self._keys, now, self.policy)
         return [
-            (key.kid, key.exp, state(key, signing, now)) for key in sorted(self._keys, key=_by_exp)
+            *((k.kid, k.exp, state(k, signing, now)) for k in sorted(self._keys, key=_by_exp)),
+            *((_name(row), row[2], "unreadable") for row, key in self._rows.items() if key is None),
         ]
 
     # What follows the table
@@ -364,11 +256,17 @@ class KeyStore:
             Unavailable: the database cannot be read.
         """
         self.refresh()
-        if self._rows and not self._keys:
+        if self._is_foreign():
+            tried = " or ".join(("NOT_MY_KEY", "NOT_MY_KEY_PREVIOUS")[: len(self._secrets)])
             raise WrongSecret(
-                f"NOT_MY_KEY opens none of the {len(self._rows)} keys in {self._database.path}: "
+                f"{tried} opens none of the {len(self._rows)} keys in {self._database.path}: "
                 "start with the secret that sealed them"
             )
+        stale = sum(key.stale for key in self._keys)
+        if stale:
+            self._log(f"{stale} keys are still sealed with the previous secret: admin.py rekey")
+        elif len(self._secrets) > 1 and self._keys:
+            self._log("the previous secret opens nothing that the new one does not: unset it")
 
     def refresh(self) -> None:
         """Take over what the table holds now; only rows that are new are opened.
@@ -377,55 +275,71 @@ class KeyStore:
             Unavailable: the database cannot be read; the snapshot stays as it was.
         """
         with self._lock:
-            found = self._database.read("SELECT key, exp FROM keys ORDER BY kid")
             skipped: list[str] = []
             rows = {
-                row: self._rows[row] if row in self._rows else self._open_row(*row, skipped)
-                for row in ((blob, exp) for blob, exp in found)
+                row: self._rows[row] if row in self._rows else self._open_row(row, skipped)
+                for row in self._database.read("SELECT kid, key, exp FROM keys ORDER BY kid")
             }
-            keys = tuple(key for key in rows.values() if key is not None)
-            if rows == self._rows:
+            if rows.keys() == self._rows.keys():
                 return
             self._rows = rows
-            for line in skipped if keys else ():  # if none opens, that is said once
-                self._log(line)
-            if rows and not keys and self._keys:
-                self._log(
-                    "no stored key opens any more: serving those in memory; start again "
-                    "with the secret that seals them now"
-                )
+            if self._is_foreign():  # that is said once, not for each row
+                if self._keys:
+                    self._log(
+                        "no stored key opens any more: serving those in memory, making none; "
+                        "start again with the secret that seals them now"
+                    )
                 return
+            for line in skipped:
+                self._log(line)
+            keys = _one_of_each(key for key in rows.values() if key is not None)
             self._note_removed(keys)
             self._keys = keys
+
+    def _is_foreign(self) -> bool:
+        """Whether keys are stored, and our secrets open none: they are not ours to add to."""
+        return bool(self._rows) and not any(self._rows.values())
 
     def _note_removed(self, keys: tuple[Key, ...]) -> None:
         now = self._clock()
         removed = {key.kid for key in self._keys if key.exp > now} - {key.kid for key in keys}
         if removed:
-            self._log(f"unexpired keys were removed from the database: {', '.join(removed)}")
+            self._log(f"unexpired keys are gone from the database: {', '.join(sorted(removed))}")
         if any(key.exp > now for key in keys):
             self._emptied = False
-        elif removed:
+        elif removed and None not in self._rows.values():  # a damaged row is nobody's order
             self._emptied = True
 
-    def _open_row(self, blob: object, exp: object, skipped: list[str]) -> Key | None:
+    def _open_row(self, row: Row, skipped: list[str]) -> Key | None:
+        _, blob, exp = row
         try:
             if not isinstance(blob, bytes) or not isinstance(exp, int):
                 raise SealBroken("it is not a sealed key")
-            salt = salt_of(blob)
-            kid, private_key = open_seal(blob, exp, self._content_key(salt))
+            return self._open_seal(blob, exp)
         except SealBroken as error:
-            skipped.append(f"a stored key (exp={exp!r:.30}) is skipped: {error}")
+            skipped.append(f"the stored key {_name(row)} (exp={exp!r:.30}) is skipped: {error}")
             return None
-        self._salt = salt
-        return Key(kid, exp, public_jwk(private_key.public_key()), private_key)
 
-    def _content_key(self, salt: bytes) -> bytes:
-        if salt not in self._content_keys:
-            if len(self._content_keys) >= MAX_SALTS:
+    def _open_seal(self, blob: bytes, exp: int) -> Key:
+        salt, failure = salt_of(blob), SealBroken("not a sealed key")
+        for secret in self._secrets:
+            try:
+                kid, private_key = open_seal(blob, exp, self._content_key(secret, salt))
+            except SealBroken as error:
+                failure = error
+                continue
+            stale = secret is not self._secrets[0]
+            if not stale:
+                self._salt = salt
+            return Key(kid, exp, public_jwk(private_key.public_key()), private_key, stale)
+        raise failure
+
+    def _content_key(self, secret: bytes, salt: bytes) -> bytes:
+        if (secret, salt) not in self._content_keys:
+            if len(self._content_keys) >= MAX_SALTS * len(self._secrets):
                 raise SealBroken("too many different salts")
-            self._content_keys[salt] = derive(self._secret, salt)
-        return self._content_keys[salt]
+            self._content_keys[secret, salt] = derive(secret, salt)
+        return self._content_keys[secret, salt]
 
     # What changes the table
 
@@ -443,31 +357,82 @@ class KeyStore:
         Raises:
             Unavailable: the database cannot be written; the next call tries again.
         """
-        if self._emptied or self.due_in():
+        rows = self._decided_on()
+        if self._emptied or self._is_foreign() or self.due_in():
             return False
-        now = int(self._clock())
-        exps = [now + int(self.policy.lifetime)]
-        if not self._rows:
-            exps.insert(0, now - 1)
-        return self._add(exps)
+        return self._change(rows, add=self._new_exps(rows))
 
-    def _add(self, exps: list[int]) -> bool:
-        """Add a key per expiry, unless another process changes the table while they are made."""
-        known = set(self._rows)
-        content_key = self._content_key(self._salt)
-        made = [(seal(generate(), exp, content_key, self._salt), exp) for exp in exps]
+    def rotate(self, *, at_once: bool = False) -> tuple[str, int]:
+        """Make a new key that signs after one lead, or at once: its kid, and when it signs.
 
-        def insert(connection: sqlite3.Connection) -> bool:
-            # Two servers on one database come here at the same time: the second sees the new row.
-            if set(connection.execute("SELECT key, exp FROM keys")) != known:
-                return False
-            for row in made:
-                connection.execute("INSERT INTO keys (key, exp) VALUES (?, ?)", row)
-            return True
+        Under the rule this is ending the lives of the older keys early. Tokens that they signed
+        stay good; `at_once`, clients with an older copy of the JWKS refuse new tokens until they
+        ask again.
 
-        added = self._database.write(insert)
-        self.refresh()
-        return added
+        Raises:
+            Unavailable: the database cannot be written. Nothing was changed.
+        """
+
+        def attempt(rows: dict[Row, Key | None]) -> tuple[str, int] | None:
+            now = self._clock()
+            wait = 0.0 if at_once else self._longest_copy(now)
+            ended = {key.kid: key.exp for key in endings(self._keys, now, wait, self.policy)}
+            shortened = {
+                row: key._replace(exp=ended[key.kid])
+                for row, key in rows.items()
+                if key is not None and key.exp > ended.get(key.kid, key.exp)
+            }
+            if not self._change(rows, add=self._new_exps(rows), seal_anew=shortened):
+                return None
+            *older, newest = sorted(self._keys, key=_by_exp)
+            last = max((key.exp for key in older if key.exp > now), default=0)
+            return newest.kid, max(int(now), int(last - self.policy.token_ttl - self.policy.skew))
+
+        return self._until_done(attempt)
+
+    def revoke(self, kid: str, *, replace: bool = True) -> str | None:
+        """Delete a key at once; if no other can sign, make one: its kid, else None.
+
+        Raises:
+            UnknownKey: there is no such key.
+            Unavailable: the database cannot be written. Nothing was changed.
+        """
+
+        def attempt(rows: dict[Row, Key | None]) -> tuple[str | None] | None:
+            doomed = [row for row, key in rows.items() if kid == (key.kid if key else _name(row))]
+            if not doomed:
+                raise UnknownKey(f"there is no key {kid!r:.60}; keys list names them")
+            now = self._clock()
+            rest = tuple(key for key in self._keys if key.kid != kid)
+            needed = now + self.policy.token_ttl + self.policy.skew
+            enough = not replace or any(key.exp >= needed for key in rest)
+            add = [] if enough else self._new_exps(rows)
+            if not self._change(rows, add=add, remove=doomed):
+                return None
+            return (max(self._keys, key=_by_exp).kid if add else None,)
+
+        return self._until_done(attempt)[0]
+
+    def rekey(self, *, dry_run: bool = False) -> int:
+        """Seal every key with the secret that is not: how many those are.
+
+        Raises:
+            WrongSecret: a row opens with neither secret. Nothing was changed.
+            Unavailable: the database cannot be written. Nothing was changed.
+        """
+
+        def attempt(rows: dict[Row, Key | None]) -> int | None:
+            unreadable = [_name(row) for row, key in rows.items() if key is None]
+            if unreadable:
+                raise WrongSecret(
+                    f"neither NOT_MY_KEY nor NOT_MY_KEY_PREVIOUS opens {', '.join(unreadable)}: "
+                    "nothing was changed; find the secret, or keys revoke what is beyond hope"
+                )
+            stale = {row: key for row, key in rows.items() if key is not None and key.stale}
+            done = dry_run or not stale or self._change(rows, seal_anew=stale)
+            return len(stale) if done else None
+
+        return self._until_done(attempt)
 
     def prune(self) -> None:
         """Delete the keys that expired longer ago than the retention, but never the newest of them.
@@ -475,12 +440,96 @@ class KeyStore:
         Raises:
             Unavailable: the database cannot be written; the next call tries again.
         """
-        now = self._clock()
+        rows, now = self._decided_on(), self._clock()
         expired = sorted(key.exp for key in self._keys if key.exp <= now)
-        old = [exp for exp in expired[:-1] if exp < now - self.policy.retention]
-        if old:
-            self._database.write(lambda c: c.execute("DELETE FROM keys WHERE exp <= ?", old[-1:]))
-            self.refresh()
+        old = {exp for exp in expired[:-1] if exp < now - self.policy.retention}
+        old.update(expired[:-MAX_EXPIRED])
+        if old and not self._is_foreign():
+            self._change(rows, remove=[row for row, key in rows.items() if key and key.exp in old])
+
+    def remember_policy(self) -> None:
+        """Write down the settings, so that other processes on this file decide as we do.
+
+        Raises:
+            Unavailable: the database cannot be written.
+        """
+        if remembered_policy(self._database) != self.policy:
+            values = tuple(map(float, self.policy))
+            sql = "INSERT OR REPLACE INTO key_policy VALUES (1, ?, ?, ?, ?, ?)"
+            self._database.write(lambda connection: connection.execute(sql, values))
+
+    def _longest_copy(self, now: float) -> float:
+        """How long a new key waits: the lead, and no HTTP cache holds a JWKS without it then."""
+        ttl, skew, lifetime, lead, _ = self.policy
+        # The last bound: the new key must still be the one that expires last.
+        return max(
+            lead, min(JWKS_MAX_AGE, self.published().until - now, lifetime - lead - ttl - skew)
+        )
+
+    def _new_exps(self, rows: dict[Row, Key | None]) -> list[int]:
+        """The expiry of the next key; an empty table gets an expired one as well."""
+        now = int(self._clock())
+        return [*(() if rows else (now - 1,)), now + int(self.policy.lifetime)]
+
+    def _decided_on(self) -> dict[Row, Key | None]:
+        """The rows as a decision finds them: what changes after this is noticed by `_change`."""
+        with self._lock:  # not while `refresh` has replaced the rows and not yet the keys
+            return self._rows
+
+    def _until_done(self, attempt: Callable[[dict[Row, Key | None]], T | None]) -> T:
+        """Repeat a change that another process was faster than."""
+        for _ in range(MAX_ATTEMPTS):
+            done = attempt(self._decided_on())
+            if done is not None:
+                return done
+        raise Unavailable("other processes keep changing the keys; try again")
+
+    def _change(
+        self,
+        rows: Iterable[Row],
+        *,
+        add: Sequence[int] = (),
+        remove: Sequence[Row] = (),
+        seal_anew: Mapping[Row, Key] = MappingProxyType({}),
+    ) -> bool:
+        """One transaction, unless the table no longer holds the rows that it was decided on."""
+        known, content_key = set(rows), self._content_key(self._secrets[0], self._salt)
+
+        def sealed(private_key: rsa.RSAPrivateKey, exp: int) -> tuple[bytes, int]:
+            return seal(private_key, exp, content_key, self._salt), exp
+
+        made = [sealed(generate(), exp) for exp in add]
+        changed = [(*sealed(key.private_key, key.exp), row[0]) for row, key in seal_anew.items()]
+
+        def write(connection: sqlite3.Connection) -> bool:
+            # Two servers on one database come here at the same time: the second sees the new row.
+            if set(connection.execute("SELECT kid, key, exp FROM keys")) != known:
+                return False
+            # What a row held is overwritten in the file, not only forgotten.
+            connection.execute("PRAGMA secure_delete=ON")
+            connection.executemany("DELETE FROM keys WHERE kid = ?", [row[:1] for row in remove])
+            connection.executemany("UPDATE keys SET key = ?, exp = ? WHERE kid = ?", changed)
+            for key in made:
+                connection.execute("INSERT INTO keys (key, exp) VALUES (?, ?)", key)
+            return True
+
+        done = self._database.write(write)
+        self.refresh()
+        return done
+
+
+def _one_of_each(keys: Iterable[Key]) -> tuple[Key, ...]:
+    """The keys without a second row of the same: the copy that expires first counts."""
+    found: dict[str, Key] = {}
+    for key in keys:
+        known = found.get(key.kid)
+        if known is None or key.exp < known.exp:
+            found[key.kid] = key
+    return tuple(found.values())
+
+
+def _name(row: Row) -> str:
+    return f"row-{row[0]}"  # no thumbprint: those have 43 characters
 
 
 def has_keys(database: Database) -> bool:
@@ -488,6 +537,16 @@ def has_keys(database: Database) -> bool:
     return bool(database.read("SELECT 1 FROM keys LIMIT 1"))
 
 
+def remembered_policy(database: Database) -> Policy | None:
+    """The settings of the server that was last started on this database."""
+    sql = "SELECT token_ttl, skew, lifetime, lead, retention FROM key_policy"
+    return next((Policy(*row) for row in database.read(sql)), None)
+
+
 def generate() -> rsa.RSAPrivateKey:
     """A new RSA key; takes about 60 ms, without the interpreter's lock."""
-    return rsa.generate_private_key(RSA_EXPONENT, RSA_BITS)
+    while True:
+        key = rsa.generate_private_key(RSA_EXPONENT, RSA_BITS)
+        # On a command line a kid that begins with a hyphen would be taken for an option.
+        if not public_jwk(key.public_key())["kid"].startswith("-"):
+            return key

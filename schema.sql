@@ -43,3 +43,14 @@ CREATE TABLE IF NOT EXISTS auth_outcomes(
     outcome TEXT NOT NULL,                  -- success, bad_password, unknown_user or no_key
     FOREIGN KEY(log_id) REFERENCES auth_logs(id) ON DELETE CASCADE
 );
+
+-- At most one row: the settings of the life of a key that the server was last started with, in
+-- seconds. With them admin.py decides as the server does, whatever flags that was given.
+CREATE TABLE IF NOT EXISTS key_policy(
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    token_ttl REAL NOT NULL,
+    skew REAL NOT NULL,                     -- how far verifiers' clocks may be off
+    lifetime REAL NOT NULL,
+    lead REAL NOT NULL,                     -- a new key is published this long before it signs
+    retention REAL NOT NULL                 -- expired keys are kept this long
+);

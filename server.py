@@ -62,7 +62,7 @@ import httpd
 import jwt_minimal
 import ratelimit
 from database import CannotOpen, Database, Unavailable
-from httpd import Later, Request, Response, json_response
+from httpd import Eventually, Later, Request, Response, json_response
 from settings import ConfigurationError, Settings
 
 # -- the endpoints, in the order in which a user meets them
@@ -95,8 +95,8 @@ class App:
         self.log = log
         self.clock = clock
         self.limits = {
-            "auth": answers.Limit("auth", config.auth_limit, monotonic),
-            "register": answers.Limit("register", config.register_limit, monotonic),
+            name: answers.Limit(name, rules, config.limiter_sources, monotonic)
+            for name, rules in (("auth", config.auth_limit), ("register", config.register_limit))
         }
         self.routes = {
             path: {method: getattr(self, name) for method, name in methods.items()}
@@ -111,8 +111,8 @@ class App:
         self._page = answers.inspector_page(Path(__file__).with_name("web"))
         self._database_stamp: object = None
         self.http_stats = httpd.Stats()  # the server's own, once there is one
-        self.logins: Counter[str] = Counter()  # outcome -> attempts since the start
-        self._lock = threading.Lock()  # guards logins, which workers count
+        # outcome -> attempts since the start; counted by the database's one writer thread alone
+        self.logins: Counter[str] = Counter()
         self._troubles: dict[str, str | None] = {}
         self._warned_of_forwarding = False
 
@@ -139,6 +139,8 @@ class App:
 
     def register(self, request: Request) -> Answer:
         """POST /register: a name and perhaps an e-mail address -> a generated password."""
+        if self.settings.registration == "closed":
+            raise answers.RegistrationClosed
         self.refuse_cross_site(request)
         self.limits["register"].admit(self.client(request))
         members = credentials.fields(request.headers, request.body)
@@ -165,28 +167,35 @@ class App:
 
     def issue_token(
         self, client: str, name: str, password: str, expired: bool, basic: bool
-    ) -> Response:
+    ) -> Eventually:
         """The slow rest of /auth, on a worker thread. Whatever comes of it is logged first."""
         try:
             user = self.accounts.authenticate(name, password)
         except accounts.InvalidCredentials as failure:
-            self.record(client, failure.outcome, failure.user_id)
-            raise answers.Unauthorized(basic) from failure
+            refusal = self.refusal(answers.Unauthorized(basic))
+            return self.logged(client, failure.outcome, failure.user_id, refusal)
         try:
             key = self.keys.expired_key() if expired else self.keys.signing_key()
-        except keystore.NoSigningKey:
-            self.record(client, "no_key", user)
-            raise
+        except keystore.NoSigningKey as failure:
+            return self.logged(client, "no_key", user, self.refusal(failure))
         claims = self.claims(user.name, key, expired)
         token = jwt_minimal.encode(claims, key.private_key, key.kid)
-        self.record(client, "success", user)
-        return answers.token_response(token, claims, expired)
+        return self.logged(client, "success", user, answers.token_response(token, claims, expired))
 
-    def record(self, client: str, outcome: str, user: accounts.User | int | None) -> None:
-        """Log an attempt; it is on disk when this returns."""
-        self.accounts.record(client, outcome, user)
-        with self._lock:
-            self.logins[outcome] += 1
+    def logged(
+        self, client: str, outcome: str, user: accounts.User | int | None, answer: Response
+    ) -> Eventually:
+        """The answer once the attempt is in the log, on disk; a 503 if it cannot be written."""
+
+        def once_on_disk(deliver: Callable[[Response], None]) -> None:
+            def written(trouble: Exception | None) -> None:
+                self.logins[outcome] += trouble is None
+                deliver(answer if trouble is None else self.refusal(trouble))
+
+            self.accounts.record(client, outcome, user, written)
+
+        answer.front()  # on this worker rather than on the loop
+        return once_on_disk
 
     def claims(self, subject: str, key: keystore.Key, expired: bool = False) -> dict[str, Any]:
         """What a token for `subject` says (RFC 7519 §4.1); it never outlives its key."""
@@ -286,11 +295,13 @@ class App:
         if site == "cross-site" or (origin is not None and origin not in ours):
             raise answers.CrossSite
 
-    def later(self, function: Callable[..., Response], *arguments: object) -> Later:
+    def later(self, function: Callable[..., Response | Eventually], *arguments: object) -> Later:
         """Have a worker call it; its failures become answers as those of an endpoint do."""
         return Later(self.finish, function, arguments)
 
-    def finish(self, function: Callable[..., Response], arguments: tuple[object, ...]) -> Response:
+    def finish(
+        self, function: Callable[..., Response | Eventually], arguments: tuple[object, ...]
+    ) -> Response | Eventually:
         """On a worker thread: the answer of `function`, or its refusal."""
         try:
             return function(*arguments)
@@ -413,6 +424,9 @@ class Handler(httpd.Handler):
 
 # -- start-up
 
+# For each core one that hashes or signs and one that gets ready: only a registration keeps its
+# worker until it is on disk. More of them would only take turns at the interpreter (bench/auth.py).
+WORKERS = max(4, 2 * (os.cpu_count() or 1))
 TICK_SECONDS = 1.0  # between looks at the clock for keys that are due, unless one is due sooner
 
 
@@ -477,6 +491,7 @@ def listen(
             Handler,
             host=config.host,
             port=config.port,
+            workers=WORKERS,
             max_connections=config.max_connections,
             max_per_client=config.max_per_client,
             tls=tls,
@@ -507,9 +522,12 @@ def open_app(
     except CannotOpen as error:
         raise ConfigurationError(str(error)) from error
     try:
-        secret = settings.load_secret(database, environ, log)
-        keys = keystore.KeyStore(database, secret, config.policy, log=log, clock=clock)
+        secret, previous = settings.load_secret(database, environ, log)
+        keys = keystore.KeyStore(
+            database, secret, config.policy, previous=previous, log=log, clock=clock
+        )
         keys.open()
+        keys.remember_policy()
         keys.make_due()
         users = accounts.Accounts(
             database,

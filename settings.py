@@ -2,6 +2,7 @@
 
     --key-lead 12h   else   JWKS_KEY_LEAD=12h   else   the default in the row of `Settings`
     NOT_MY_KEY       else   the file NOT_MY_KEY_FILE names   else   <db>.secret, made once
+                     and    NOT_MY_KEY_PREVIOUS opens what has not been sealed anew yet
 
 Rules of this file:
 - A setting is one row of `Settings`: its flag, variable, type, default and help follow from it.
@@ -129,6 +130,12 @@ class Settings:
     register_limit: tuple[ratelimit.Rule, ...] = setting(
         "60/minute", ratelimit.parse_limit, "COUNT/PERIOD", "of POST /register, or off"
     )
+    limiter_sources: int = setting(
+        "65536", positive, "COUNT", "addresses that each limiter remembers"
+    )
+    registration: str = setting(
+        "open", one_of("open", "closed"), "open|closed", "whether POST /register is for anybody"
+    )
     issuer: str | None = setting(None, issuer_url, "URL", "`iss` of the tokens; default our URL")
     audience: str | None = setting(None, str, "TEXT", "`aud` of the tokens; default none")
     token_ttl: float = setting("1h", whole_seconds, "DURATION", "how long a token is valid")
@@ -243,22 +250,25 @@ SHORT_SECRET = 16  # characters; fewer deserve a warning even behind Argon2id
 
 def load_secret(
     database: Database, environ: MutableMapping[str, str], log: Callable[[str], None]
-) -> bytes:
-    """NOT_MY_KEY, else the content of NOT_MY_KEY_FILE, else of the generated `<db>.secret`.
+) -> tuple[bytes, bytes | None]:
+    """The secret that seals the keys, and the previous one that may still open some.
 
-    The variables are removed from `environ`: what we start later does not inherit them.
+    NOT_MY_KEY, else the content of NOT_MY_KEY_FILE, else of the generated `<db>.secret`; and
+    NOT_MY_KEY_PREVIOUS, else the content of NOT_MY_KEY_PREVIOUS_FILE, else none. The variables are
+    removed from `environ`: what we start later does not inherit them.
 
     Raises:
-        ConfigurationError: the secret is blank, or missing though keys are sealed with it.
+        ConfigurationError: a secret is blank, or missing though keys are sealed with it.
     """
-    direct, file = environ.pop("NOT_MY_KEY", None), environ.pop("NOT_MY_KEY_FILE", None)
-    if direct is not None:
-        return checked_secret(os.fsencode(direct), "NOT_MY_KEY", log)
-    if file is not None:
-        return checked_secret(read_secret(Path(file)), f"NOT_MY_KEY_FILE ({file})", log)
+    secret = given_secret("NOT_MY_KEY", environ, log)
+    previous = given_secret("NOT_MY_KEY_PREVIOUS", environ, lambda line: None)
+    if secret is not None:
+        return secret, previous
     path = Path(f"{database.path}.secret")
+    if path.is_symlink():
+        raise ConfigurationError(f"{path} is a link: name its target in NOT_MY_KEY_FILE instead")
     if not path.is_file():
-        if keystore.has_keys(database):
+        if keystore.has_keys(database) and previous is None:
             raise ConfigurationError(
                 f"the keys in {database.path} are sealed and there is no secret to open them: "
                 f"set NOT_MY_KEY, or put back {path}"
@@ -268,7 +278,21 @@ def load_secret(
             f"NOT_MY_KEY is not set: the keys are sealed with a secret generated in {path}; "
             "who copies both files has the keys"
         )
-    return checked_secret(read_secret(path), str(path), log)
+    elif path.stat().st_mode & 0o077 and os.name == "posix":
+        log(f"{path} can be read by others: chmod 600 it, then change the secret (admin.py rekey)")
+    return checked_secret(read_secret(path), str(path), log), previous
+
+
+def given_secret(
+    name: str, environ: MutableMapping[str, str], log: Callable[[str], None]
+) -> bytes | None:
+    """The secret in the variable, else in the file that the variable `<name>_FILE` names."""
+    direct, file = environ.pop(name, None), environ.pop(f"{name}_FILE", None)
+    if direct is not None:
+        return checked_secret(os.fsencode(direct), name, log)
+    if file is not None:
+        return checked_secret(read_secret(Path(file)), f"{name}_FILE ({file})", log)
+    return None
 
 
 def checked_secret(secret: bytes, origin: str, log: Callable[[str], None]) -> bytes:
@@ -281,7 +305,7 @@ def checked_secret(secret: bytes, origin: str, log: Callable[[str], None]) -> by
 
 
 def read_secret(path: Path) -> bytes:
-    """The first line of the file."""
+    """The content of the file without its last line end."""
     try:
         secret = path.read_bytes()
     except OSError as error:

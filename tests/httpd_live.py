@@ -75,13 +75,17 @@ class LiveServer(Server):
 
         self.work = work
 
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.url.split("//")[1].rpartition(":")
+        return host.strip("[]"), int(port)
+
     def connect(self) -> Client:
         if self.url.startswith("unix:"):
             connection = socket.socket(socket.AF_UNIX)
             connection.connect(self.url[len("unix:") :])
         else:
-            host, _, port = self.url.split("//")[1].rpartition(":")
-            connection = socket.create_connection((host.strip("[]"), int(port)))
+            connection = socket.create_connection(self.address)
         return Client(connection)
 
     def ask(self, octets: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import sqlite3
 import threading
 import time
@@ -44,6 +45,14 @@ class AccountsTest(TemporaryFolder):
             self.addCleanup(patch.stop)
         return calls
 
+    def record(self, address, outcome, user):
+        """Log an attempt and wait until it is on disk."""
+        written: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        self.accounts.record(address, outcome, user, written.put)
+        trouble = written.get(timeout=10)
+        if trouble is not None:
+            raise trouble
+
     def store_hash(self, stored):
         sql = "UPDATE users SET password_hash = ?"
         self.database.write(lambda connection: connection.execute(sql, (stored,)))
@@ -76,7 +85,7 @@ class Authenticating(AccountsTest):
         before = self.database.read("SELECT password_hash FROM users")
         self.accounts = self.open_accounts(cost=HashCost(2, 16, 1))
         user = self.accounts.authenticate("alice", password)
-        self.accounts.record("127.0.0.1", "success", user)
+        self.record("127.0.0.1", "success", user)
         ((after,),) = self.database.read("SELECT password_hash FROM users")
         self.assertIn("m=16,t=2,p=1", after)
         self.assertNotEqual([(after,)], before)
@@ -87,7 +96,7 @@ class Authenticating(AccountsTest):
         self.accounts = self.open_accounts(cost=HashCost(2, 16, 1))
         user = self.accounts.authenticate("alice", password)
         newer = self.accounts.reset("alice")
-        self.accounts.record("127.0.0.1", "success", user)
+        self.record("127.0.0.1", "success", user)
         self.assertEqual(self.outcome("alice", newer), "alice")
         self.assertEqual(self.outcome("alice", password), "bad_password")
 
@@ -120,9 +129,22 @@ class Authenticating(AccountsTest):
 
     def test_is_busy_rather_than_waiting_for_ever(self):
         self.accounts = self.open_accounts(cores=1)
-        with mock.patch.object(accounts, "HASH_WAIT_SECONDS", 0.01), self.accounts._core():
+        hold = threading.Event()
+        self.addCleanup(hold.set)
+        self.accounts._hashers.submit(hold.wait, 10)
+        with mock.patch.object(accounts, "HASH_WAIT_SECONDS", 0.01):
             self.assertRaises(Busy, self.accounts.authenticate, "a", "b")
+        hold.set()
         self.assertEqual(self.outcome("a", "b"), "unknown_user")
+
+    def test_waits_for_a_hash_that_has_begun_however_long_it_takes(self):
+        def slow(hasher, stored, password):
+            time.sleep(0.1)
+            raise argon2.exceptions.VerifyMismatchError
+
+        hurried = mock.patch.object(accounts, "HASH_WAIT_SECONDS", 0.01)
+        with hurried, mock.patch.object(argon2.PasswordHasher, "verify", slow):
+            self.assertEqual(self.outcome("a", "b"), "unknown_user")
 
 
 class Remembering(AccountsTest):
@@ -200,9 +222,9 @@ class Operating(AccountsTest):
     def test_a_deleted_users_log_rows_stay_without_a_name(self):
         password = self.accounts.register("alice", None)
         user = self.accounts.authenticate("alice", password)
-        self.accounts.record("127.0.0.1", "success", user)
+        self.record("127.0.0.1", "success", user)
         self.accounts.delete("alice")
-        self.accounts.record("127.0.0.1", "success", user)
+        self.record("127.0.0.1", "success", user)
         rows = self.database.read("SELECT user_id FROM auth_logs")
         self.assertEqual(rows, [(None,), (None,)])
         self.assertEqual(self.accounts.users(), [])
@@ -213,7 +235,7 @@ class Operating(AccountsTest):
 
     def test_prunes_the_oldest_rows_of_the_log_in_steps(self):
         for _ in range(5):
-            self.accounts.record("127.0.0.1", "unknown_user", None)
+            self.record("127.0.0.1", "unknown_user", None)
             self.clock.advance(10)
         with mock.patch.object(accounts, "PRUNED_ROWS", 2):
             counts = []
@@ -224,7 +246,7 @@ class Operating(AccountsTest):
         self.assertEqual(self.database.read("SELECT count(*) FROM auth_outcomes"), [(2,)])
 
     def test_the_clock_going_back_does_not_invent_recent_attempts(self):
-        self.accounts.record("127.0.0.1", "unknown_user", None)
+        self.record("127.0.0.1", "unknown_user", None)
         self.clock.advance(-31_536_000)
         self.assertEqual(self.accounts.recent_attempts(60), [])
 
@@ -233,7 +255,7 @@ class Operating(AccountsTest):
         self.addCleanup(other.close)
         other.execute("DROP TABLE auth_outcomes")
         with self.assertRaises(Unavailable):
-            self.accounts.record("127.0.0.1", "success", None)
+            self.record("127.0.0.1", "success", None)
 
 
 if __name__ == "__main__":

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
+import stat
+import subprocess
+import sys
+import threading
+import time
 import unittest
 from unittest import mock
 
 import admin
 import server
-from accounts import Accounts, HashCost, InvalidCredentials
-from keystore import KeyStore
-from tests.support import TemporaryFolder, some_key
-from tests.test_keystore import POLICY
+import settings
+from accounts import Accounts, Attempt, HashCost, InvalidCredentials, utc_text, write_attempts
+from tests.support import ROOT, TemporaryFolder, some_key
 
 ENVIRON = {"NOT_MY_KEY": "a secret of the tests", "JWKS_ARGON2": "t=1,m=8,p=1"}
 
@@ -93,27 +98,308 @@ class Users(AdminTest):
         self.assertIn("there is no user 'alice'", err)
 
 
-class Keys(AdminTest):
+class TheLog(AdminTest):
+    ROWS = (  # address, outcome, user, minutes ago
+        ("192.0.2.1", "success", "alice", 180),
+        ("192.0.2.1", "bad_password", "alice", 50),
+        ("2001:db8::1", "bad_password", "bob", 40),
+        ("2001:db8::1", "unknown_user", None, 3),
+        ("192.0.2.1", "bad_password", "alice", 2),
+    )
+
+    def setUp(self):
+        super().setUp()
+        for name in ("alice", "bob"):
+            self.admin("users", "add", name)
+        self.add(*self.ROWS)
+
+    def add(self, *rows):
+        with contextlib.closing(self.open_database()) as database:
+            ids = dict(database.read("SELECT username, id FROM users"))
+            attempts = [
+                Attempt(address, utc_text(time.time() - 60 * minutes), ids.get(user), outcome)
+                for address, outcome, user, minutes in rows
+            ]
+            database.write(lambda connection: write_attempts(connection, attempts))
+
+    def log(self, *words):
+        """The rows without the heading and the time."""
+        code, out, err = self.admin("log", *words)
+        self.assertEqual((code, err), (0, ""))
+        heading, *lines = out.splitlines()
+        self.assertEqual(heading, "time\taddress\toutcome\tuser")
+        return [tuple(line.split("\t")[1:]) for line in lines]
+
+    def expected(self, *places):
+        return [
+            (a, outcome, user or "-") for a, outcome, user, _ in map(self.ROWS.__getitem__, places)
+        ]
+
+    def test_shows_every_attempt_oldest_first(self):
+        self.assertEqual(self.log(), self.expected(0, 1, 2, 3, 4))
+
+    def test_is_filtered_by_outcome_address_user_and_time(self):
+        for words, places in (
+            (("--outcome", "bad_password"), (1, 2, 4)),
+            (("--address", "192.0.2.1"), (0, 1, 4)),
+            (("--address", "2001:DB8:0::1"), (2, 3)),
+            (("--user", "alice"), (0, 1, 4)),
+            (("--user", "nobody"), ()),
+            (("--since", "1h"), (1, 2, 3, 4)),
+            (("--since", "2026-01-01"), (0, 1, 2, 3, 4)),
+            (("--since", "9999-12-31 23:59"), ()),
+            (("--outcome", "bad_password", "--user", "alice", "--since", "45m"), (4,)),
+            (("--last", "2"), (3, 4)),
+            (("--last", "2", "--user", "alice"), (1, 4)),
+            (("--last", "99"), (0, 1, 2, 3, 4)),
+        ):
+            with self.subTest(words=words):
+                self.assertEqual(self.log(*words), self.expected(*places))
+
+    def test_is_read_a_page_at_a_time(self):
+        with mock.patch("accounts.LOG_PAGE", 2):
+            self.assertEqual(self.log(), self.expected(0, 1, 2, 3, 4))
+
+    def test_keeps_the_attempts_of_a_deleted_user_without_the_name(self):
+        self.admin("users", "delete", "bob")
+        self.assertIn(("2001:db8::1", "bad_password", "-"), self.log())
+
+    def test_shows_rows_that_another_program_wrote_without_an_outcome(self):
+        with contextlib.closing(self.open_database()) as database:
+            database.write(
+                lambda c: c.execute("INSERT INTO auth_logs (request_ip) VALUES ('192.0.2.9')")
+            )
+        self.assertEqual(self.log()[-1], ("192.0.2.9", "-", "-"))
+
+    def test_is_summed_up_by_address_and_outcome(self):
+        code, out, _ = self.admin("log", "--summary", "--since", "1h")
+        self.assertEqual(code, 0)
+        rows = [line.split("\t")[:3] for line in out.splitlines()]
+        self.assertEqual(
+            rows,
+            [
+                ["address", "outcome", "attempts"],
+                ["192.0.2.1", "bad_password", "2"],
+                ["2001:db8::1", "bad_password", "1"],
+                ["2001:db8::1", "unknown_user", "1"],
+            ],
+        )
+
+    def test_is_followed_until_ctrl_c(self):
+        waits = iter([lambda: self.add(("192.0.2.7", "no_key", "bob", 0)), lambda: None])
+
+        def sleep(seconds):
+            step = next(waits, None)
+            if step is None:
+                raise KeyboardInterrupt
+            step()
+
+        with mock.patch("admin.time.sleep", sleep):
+            rows = self.log("--follow", "--last", "1")
+        self.assertEqual(rows, [*self.expected(4), ("192.0.2.7", "no_key", "bob")])
+
+    def test_ends_quietly_when_its_reader_has_read_enough(self):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, "w") as output:
+            process = subprocess.run(
+                [sys.executable, "admin.py", "--db", str(self.path), "log"],
+                cwd=ROOT, stdout=output, stderr=subprocess.PIPE, timeout=30,
+            )  # fmt: skip
+        self.assertEqual((process.returncode, process.stderr), (0, b""))
+
+    def test_refuses_filters_that_cannot_be_meant(self):
+        for words in (("--outcome", "maybe"), ("--address", "home"), ("--since", "yesterday"),
+                      ("--last", "0"), ("--summary", "--follow"), ("--user", "a:b")):  # fmt: skip
+            with self.subTest(words=words):
+                code, out, err = self.admin("log", *words)
+                self.assertEqual((code != 0, out, err.count("\n")), (True, "", 1))
+
+
+class KeysTest(AdminTest):
+    """A server and the operator on one file; keys are not made anew for every test."""
+
+    lines: list[str] = []
+
+    def setUp(self):
+        super().setUp()
+        numbers = iter(range(100))
+        ready = mock.patch("keystore.generate", lambda: some_key(next(numbers)))
+        ready.start()
+        self.addCleanup(ready.stop)
+
+    def open_server(self, environ=ENVIRON, **values) -> server.App:
+        """What a server makes of the file; the secret of the tests unless told otherwise."""
+        config = settings.make_settings({"db": str(self.path), "argon2": "t=1,m=8,p=1", **values})
+        app = server.open_app(config, dict(environ), "http://127.0.0.1:1", self.lines.append)
+        self.addCleanup(app.database.close)
+        return app
+
+    def listed(self, environ=None) -> list[list[str]]:
+        code, out, _ = self.admin("keys", "list", environ=environ)
+        self.assertEqual(code, 0)
+        return [line.split("\t") for line in out.splitlines()[1:]]
+
+    def states(self) -> list[str]:
+        return [row[2] for row in self.listed()]
+
+
+class Keys(KeysTest):
     def test_of_a_new_database_are_none_and_no_secret_is_made(self):
-        code, out, _ = self.admin("keys", "list", environ={})
-        self.assertEqual((code, out), (0, "kid\texpires\tstate\n"))
+        for words, expected in (("list", "kid\texpires\tstate\n"), ("export", '{"keys": []}\n')):
+            code, out, _ = self.admin("keys", words, environ={})
+            self.assertEqual((code, out), (0, expected))
         self.assertNotIn("keys.db.secret", os.listdir(self.folder))
 
     def test_are_listed_with_their_state(self):
-        database = self.open_database()
-        store = KeyStore(database, ENVIRON["NOT_MY_KEY"].encode(), POLICY, log=self.fail)
-        with mock.patch("keystore.generate", side_effect=[some_key(0), some_key(1)]):
-            store.make_due()
-        code, out, _ = self.admin("keys", "list")
-        rows = [line.split("\t") for line in out.splitlines()[1:]]
-        self.assertEqual((code, [row[2] for row in rows]), (0, ["expired", "signing"]))
-        self.assertEqual(rows[1][0], store.signing_key().kid)
+        app = self.open_server()
+        self.assertEqual(self.states(), ["expired", "signing"])
+        self.assertEqual(self.listed()[1][0], app.keys.signing_key().kid)
 
     def test_with_the_wrong_secret_are_refused(self):
-        self.test_are_listed_with_their_state()
-        code, _, err = self.admin("keys", "list", environ={"NOT_MY_KEY": "another secret, wrong"})
+        self.open_server()
+        for words in (("list",), ("rotate",), ("export",)):
+            code, _, err = self.admin("keys", *words, environ={"NOT_MY_KEY": "another one, wrong"})
+            self.assertEqual(code, 2)
+            self.assertIn("NOT_MY_KEY opens none of the 2 keys", err)
+
+    def test_are_rotated_while_the_server_runs(self):
+        app = self.open_server()
+        code, out, err = self.admin("keys", "rotate")
+        self.assertEqual((code, self.states()), (0, ["expired", "signing", "next"]))
+        self.assertIn("it signs from", err)
+        app.notice_changes()
+        self.assertEqual(app.keys.published().keys[1].kid, out.strip())
+
+    def test_are_rotated_at_once_by_the_settings_of_the_server_not_of_the_command(self):
+        app = self.open_server(token_ttl="8h", key_lifetime="60d")
+        old = app.keys.signing_key()
+        code, out, err = self.admin("keys", "rotate", "--now")
+        self.assertEqual(code, 0)
+        self.assertIn("refuse new tokens until they fetch it again", err)
+        app.notice_changes()
+        shown = {key.kid: key.exp - time.time() for key in app.keys.published().keys}
+        # Tokens of 8 hours and 5 minutes of skew, whatever this command's own defaults are.
+        self.assertAlmostEqual(shown[old.kid], 8 * 3600 + 300, delta=10)
+        self.assertAlmostEqual(shown[out.strip()], 60 * 86_400, delta=10)
+
+    def test_can_be_rotated_before_the_server_ever_ran(self):
+        self.assertEqual(self.admin("keys", "rotate")[0], 0)
+        self.assertEqual(self.states(), ["expired", "signing"])
+
+    def test_are_revoked_at_once_and_replaced_where_none_is_left(self):
+        app = self.open_server()
+        old = app.keys.signing_key().kid
+        code, out, err = self.admin("keys", "revoke", old)
+        self.assertEqual(code, 0)
+        self.assertIn("caches for up to 300 s", err)
+        app.notice_changes()
+        self.assertEqual([key.kid for key in app.keys.published().keys], [out.strip()])
+
+    def test_are_not_replaced_if_told_so(self):
+        app = self.open_server()
+        words = ("keys", "revoke", app.keys.signing_key().kid, "--no-replacement")
+        self.assertEqual(self.admin(*words)[:2], (0, ""))
+        app.notice_changes()
+        app.maintain()
+        self.assertEqual(app.keys.published().keys, ())
+
+    def test_unknown_cannot_be_revoked(self):
+        self.open_server()
+        code, out, err = self.admin("keys", "revoke", "nobody")
+        self.assertEqual((code, out, err.count("\n")), (1, "", 1))
+
+    def test_are_exported_as_the_server_publishes_them(self):
+        app = self.open_server()
+        self.admin("keys", "rotate")
+        app.notice_changes()
+        code, out, _ = self.admin("keys", "export")
+        self.assertEqual((code, json.loads(out)), (0, app.keys.published().document()))
+        self.assertNotIn('"d"', out)
+
+    def test_of_any_expiry_are_listed(self):
+        app = self.open_server()
+        app.database.write(
+            lambda c: c.execute("INSERT INTO keys VALUES (8, 'x', 1000000000000000), (9, 'x', 'y')")
+        )
+        expected = [["row-8", "1000000000000000", "unreadable"], ["row-9", "'y'", "unreadable"]]
+        self.assertEqual(self.listed()[2:], expected)
+
+
+class Secrets(KeysTest):
+    NEW = {"NOT_MY_KEY": "another secret, of the tests"}
+    BOTH = {**NEW, "NOT_MY_KEY_PREVIOUS": ENVIRON["NOT_MY_KEY"]}
+
+    def test_are_changed_with_rekey(self):
+        self.open_server()
+        before = self.listed()
+        self.assertEqual(self.admin("rekey", "--dry-run", environ=self.BOTH)[:2], (0, "2\n"))
+        self.assertEqual(self.listed(), before)
+        code, out, err = self.admin("rekey", environ=self.BOTH)
+        self.assertEqual((code, out), (0, "2\n"))
+        self.assertIn("unset NOT_MY_KEY_PREVIOUS", err)
+        self.assertEqual(self.listed(self.NEW), before)
+        self.assertEqual(self.admin("keys", "list")[0], 2)
+
+    def test_that_were_generated_are_changed_for_others(self):
+        self.open_server({})
+        old = self.path.with_name("old.secret")
+        os.rename(f"{self.path}.secret", old)
+        both = {"NOT_MY_KEY_PREVIOUS_FILE": str(old)}
+        self.assertEqual(self.admin("rekey", environ=both)[:2], (0, "2\n"))
+        self.assertEqual([row[2] for row in self.listed({})], ["expired", "signing"])
+
+    def test_are_not_changed_where_there_is_nothing_to_seal(self):
+        code, _, err = self.admin("rekey", environ=self.BOTH)
+        self.assertEqual((code, err.count("\n")), (1, 1))
+
+    def test_are_not_changed_where_neither_opens_everything(self):
+        app = self.open_server()
+        app.database.write(lambda c: c.execute("INSERT INTO keys VALUES (9, 'PEM', 1)"))
+        code, _, err = self.admin("rekey", environ=self.BOTH)
         self.assertEqual(code, 2)
-        self.assertIn("NOT_MY_KEY opens none of the 2 keys", err)
+        self.assertIn("row-9", err)
+        self.assertEqual(len(self.listed()), 3)
+
+
+class Backups(KeysTest):
+    def test_made_while_the_server_writes_restore_keys_accounts_and_log(self):
+        app = self.open_server()
+        password = app.accounts.register("alice", None)
+        stop = threading.Event()
+
+        def write():
+            while not stop.is_set():
+                app.accounts.record("192.0.2.1", "unknown_user", None, lambda trouble: None)
+                time.sleep(0.001)
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        copy = self.folder / "copy.db"
+        try:
+            code, out, err = self.admin("backup", str(copy))
+        finally:
+            stop.set()
+            writer.join()
+        self.assertEqual((code, out), (0, ""))
+        self.assertIn("the secret is not in it", err)
+        self.assertEqual(stat.S_IMODE(copy.stat().st_mode), 0o600)
+        shown = app.keys.published().document()
+        app.database.close()
+        for file in self.folder.glob("keys.db*"):
+            file.unlink()
+        os.rename(copy, self.path)
+        restored = self.open_server()
+        self.assertEqual(restored.keys.published().document(), shown)
+        self.assertTrue(restored.accounts.authenticate("alice", password))
+        self.assertEqual(restored.database.read("PRAGMA integrity_check"), [("ok",)])
+
+    def test_never_replace_a_file(self):
+        self.open_server()
+        taken = self.folder / "taken"
+        taken.write_text("precious")
+        code, _, err = self.admin("backup", str(taken))
+        self.assertEqual((code, err.count("\n"), taken.read_text()), (1, 1, "precious"))
 
 
 class TheCommandLine(AdminTest):

@@ -10,9 +10,11 @@ from http1 import Limits, Parser, Refused, Request
 LIMITS = Limits(line=64, head=400, fields=5, body=40, chunk_line=20, extensions=30)
 
 
-def read(*pieces: bytes, limits: Limits = LIMITS) -> list[Request | int]:
+def read(
+    *pieces: bytes, limits: Limits = LIMITS, kind: type[Parser] = Parser
+) -> list[Request | int]:
     """The requests in these pieces, and the status if they end in a refusal."""
-    parser = Parser(limits, "c")
+    parser = kind(limits, "c")
     results: list[Request | int] = []
     try:
         for piece in pieces:
@@ -90,6 +92,7 @@ BAD = {
     "relative target": (400, b"GET a HTTP/1.1\r\nHost: a\r\n\r\n"),
     "asterisk of GET": (400, b"GET * HTTP/1.1\r\nHost: a\r\n\r\n"),
     "bad absolute": (400, b"GET http://[::1/ HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "absolute without Host": (400, b"GET http://b/ HTTP/1.1\r\n\r\n"),
     "user in absolute": (400, b"GET http://u@b/ HTTP/1.1\r\nHost: a\r\n\r\n"),
     "CONNECT": (501, b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n"),
     "long method": (501, b"A" * 33),

@@ -45,6 +45,8 @@ class Values(unittest.TestCase):
     def test_a_set_that_cannot_hold_the_rotation_names_the_inequality(self):
         with self.assertRaisesRegex(ConfigurationError, "key-lifetime .* must be greater than"):
             make_settings({"key_lifetime": "1h"})
+        with self.assertRaisesRegex(ConfigurationError, "key-lead .1 s. must be at least 2 s"):
+            make_settings({"key_lead": "1s"})
 
     def test_half_of_tls_is_an_error(self):
         with self.assertRaisesRegex(ConfigurationError, "needed together"):
@@ -88,7 +90,8 @@ class TheSecret(TemporaryFolder):
 
     def load(self, **environ):
         self.environ = environ
-        return settings.load_secret(self.database, self.environ, self.lines.append)
+        secret, self.previous = settings.load_secret(self.database, self.environ, self.lines.append)
+        return secret
 
     def add_key(self):
         self.database.write(lambda c: c.execute("INSERT INTO keys (key, exp) VALUES (x'00', 1)"))
@@ -131,6 +134,42 @@ class TheSecret(TemporaryFolder):
         with self.assertRaises(ConfigurationError):
             self.load()
         self.assertFalse(target.exists())
+
+    def test_is_never_read_through_a_link_either(self):
+        target = self.folder / "target"
+        target.write_bytes(b"twenty characters...\n")
+        os.symlink(target, self.file)
+        with self.assertRaisesRegex(ConfigurationError, "NOT_MY_KEY_FILE"):
+            self.load()
+
+    def test_generated_but_readable_by_others_is_warned_about(self):
+        self.load()
+        self.file.chmod(0o640)
+        self.lines.clear()
+        self.load()
+        self.assertIn("can be read by others", self.lines[0])
+
+    def test_may_have_a_previous_one_which_leaves_the_environment_too(self):
+        path = self.folder / "old.txt"
+        path.write_bytes(b"the one before\n")
+        for variables in (
+            {"NOT_MY_KEY_PREVIOUS": "the one before"},
+            {"NOT_MY_KEY_PREVIOUS_FILE": str(path)},
+        ):
+            with self.subTest(variables=variables):
+                self.load(NOT_MY_KEY="s" * 20, **variables)
+                self.assertEqual((self.previous, self.environ), (b"the one before", {}))
+        self.load(NOT_MY_KEY="s" * 20)
+        self.assertIsNone(self.previous)
+
+    def test_a_blank_previous_one_is_an_error(self):
+        with self.assertRaisesRegex(ConfigurationError, "NOT_MY_KEY_PREVIOUS is blank"):
+            self.load(NOT_MY_KEY="s" * 20, NOT_MY_KEY_PREVIOUS=" ")
+
+    def test_may_be_generated_beside_sealed_keys_if_a_previous_one_is_given(self):
+        self.add_key()
+        self.assertGreaterEqual(len(self.load(NOT_MY_KEY_PREVIOUS="the one before")), 43)
+        self.assertTrue(self.file.exists())
 
     def test_a_short_one_is_warned_about(self):
         self.assertEqual(self.load(NOT_MY_KEY="short"), b"short")

@@ -1,0 +1,291 @@
+"""Requests a second and latency of the JWKS route, beside other servers.
+
+    python -m bench.throughput [--seconds 3] [--rounds 3] [--only SCENARIO ...] [--servers NAME ...]
+
+Every server runs on core 0, the load generator (`wrk`, which must be installed) on core 1. Within
+a scenario the servers take turns, round by round, so that what disturbs one disturbs all; a figure
+is the median of its rounds, and the ratio is ours to theirs from the same rounds. Servers that are
+not installed are left out: `go`, `nginx`; uvicorn, uvloop, httptools, FastAPI, Flask, gunicorn and
+bjoern in the Python that runs this.
+
+Ours is the whole product: `server.py` with its database, routing, ETag, deadlines and counters. The
+others only answer this one route (see bench/others.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import resource
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from bench import others
+
+SERVERS = [
+    "ours",
+    "ours, access log on",
+    "Go net/http",
+    "nginx",
+    "bjoern",
+    "bare ASGI on uvicorn, uvloop",
+    "FastAPI on uvicorn, uvloop",
+    "Flask on gunicorn",
+    "http.server, a thread each",
+]
+EVENT_LOOPS = SERVERS[:5]  # those for which thousands of connections are a fair question
+PIPELINE = """
+init = function(args)
+  local one = wrk.format("GET", wrk.path)
+  pipelined = string.rep(one, 16)
+end
+request = function() return pipelined end
+"""
+DESCRIPTORS = 16_384  # for 10,000 connections and what else a process opens
+IDLE = 10_000
+SLOW_READERS = 500
+SERVER_CORE, CLIENT_CORE = "0", "1"
+REQUEST = f"GET {others.PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+
+
+class Load(NamedTuple):
+    """One scenario: what wrk is told, and who takes part."""
+
+    connections: int
+    options: tuple[str, ...] = ()
+    servers: tuple[str, ...] = tuple(SERVERS)
+    tls: bool = False
+    slow_readers: int = 0
+
+
+SCENARIOS = {
+    "1 connection": Load(1),
+    "32 connections": Load(32),
+    "256 connections": Load(256),
+    "1,000 connections": Load(1000, servers=tuple(EVENT_LOOPS)),
+    "a connection per request": Load(32, ("-H", "Connection: close")),
+    "pipelined, 16 at once": Load(32, ("-s", "PIPELINE"), tuple(EVENT_LOOPS)),
+    "beside 500 clients that never read": Load(32, servers=tuple(EVENT_LOOPS), slow_readers=500),
+    "TLS, 32 connections": Load(32, servers=("ours", "Go net/http", "nginx"), tls=True),
+    "TLS, a connection per request": Load(
+        32, ("-H", "Connection: close"), ("ours", "Go net/http", "nginx"), tls=True
+    ),
+}
+IDLE_SCENARIO = "10,000 idle connections"
+
+
+class Figure(NamedTuple):
+    """One round: requests a second, the 99th percentile in milliseconds, failed requests."""
+
+    rate: float
+    p99: float
+    failures: int
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@contextlib.contextmanager
+def started(name: str, folder: Path, tls: bool) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A server that answers, and its port. `LookupError` if it is not installed."""
+    port = free_port()
+    command = others.command(name, port, folder, tls)
+    if command is None:
+        raise LookupError(name)
+    with open(os.devnull, "wb") as nothing:
+        process = subprocess.Popen(
+            ["taskset", "-c", SERVER_CORE, *command],
+            stdout=nothing,
+            stderr=nothing,
+            env={**os.environ, "BENCH_BODY": str(folder / "body")},
+        )
+    try:
+        wait_for(port)
+        yield process, port
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def wait_for(port: int) -> None:
+    end = time.monotonic() + 20
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+
+
+def load(port: int, scenario: Load, seconds: float, folder: Path) -> Figure:
+    """One round of wrk."""
+    options = [str(folder / "pipeline.lua") if o == "PIPELINE" else o for o in scenario.options]
+    scheme = "https" if scenario.tls else "http"
+    command = [
+        "taskset", "-c", CLIENT_CORE, "wrk", "-t1", f"-c{scenario.connections}",
+        f"-d{seconds:g}s", "--timeout", "10s", "--latency", *options,
+        f"{scheme}://127.0.0.1:{port}{others.PATH}",
+    ]  # fmt: skip
+    return figure(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def figure(report: str) -> Figure:
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", report)
+    tail = re.search(r"99%\s+([\d.]+)(us|ms|s)", report)
+    assert rate and tail, report
+    errors = re.search(r"connect (\d+), read (\d+), write (\d+), timeout (\d+)", report)
+    wrong = re.search(r"Non-2xx or 3xx responses: (\d+)", report)
+    failures = sum(map(int, errors.groups())) if errors else 0
+    unit = {"us": 0.001, "ms": 1.0, "s": 1000.0}[tail[2]]
+    return Figure(float(rate[1]), float(tail[1]) * unit, failures + int(wrong[1] if wrong else 0))
+
+
+@contextlib.contextmanager
+def slow_readers(port: int, count: int) -> Iterator[None]:
+    """Clients that ask for a hundred answers and read none."""
+    clients = []
+    try:
+        for _ in range(count):
+            client = socket.create_connection(("127.0.0.1", port))
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.send(REQUEST * 100)
+            clients.append(client)
+        yield
+    finally:
+        for client in clients:
+            client.close()
+
+
+def run(scenario: Load, names: list[str], seconds: float, rounds: int, folder: Path) -> str:
+    """The table of one scenario."""
+    figures: dict[str, list[Figure]] = {}
+    with contextlib.ExitStack() as stack:
+        ports = {}
+        for name in names:
+            if name in scenario.servers:
+                with contextlib.suppress(LookupError):
+                    _, ports[name] = stack.enter_context(started(name, folder, scenario.tls))
+        for name, port in ports.items():  # warm up
+            load(port, scenario, 1, folder)
+            figures[name] = []
+        for _ in range(rounds):
+            for name, port in ports.items():
+                with slow_readers(port, scenario.slow_readers):
+                    figures[name].append(load(port, scenario, seconds, folder))
+    return table(figures)
+
+
+def table(figures: dict[str, list[Figure]]) -> str:
+    rates = {name: statistics.median(f.rate for f in found) for name, found in figures.items()}
+    lines = ["| server | requests/s | ours is | p99 | failed |", "| --- | --: | --: | --: | --: |"]
+    for name, found in figures.items():
+        p99 = statistics.median(f.p99 for f in found)
+        ratio = f"{rates['ours'] / rates[name]:.2f} x" if "ours" in rates else ""
+        failures = sum(f.failures for f in found)
+        lines.append(f"| {name} | {rates[name]:,.0f} | {ratio} | {p99:.2f} ms | {failures} |")
+    return "\n".join(lines)
+
+
+def idle_table(names: list[str], folder: Path) -> str:
+    """10,000 connections that say nothing, and one client that asks on."""
+    lines = ["| server | memory | p50 | p99 | slowest |", "| --- | --: | --: | --: | --: |"]
+    for name in names:
+        if name in EVENT_LOOPS and "log" not in name:
+            with contextlib.suppress(LookupError), started(name, folder, False) as (process, port):
+                lines.append(f"| {name} | {idle_row(process.pid, port)} |")
+    return "\n".join(lines)
+
+
+def idle_row(process: int, port: int) -> str:
+    idle = [connect_patiently(port) for _ in range(IDLE)]
+    try:
+        time.sleep(1)
+        taken = []
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.settimeout(10)
+            for _ in range(5_000):
+                start = time.perf_counter()
+                client.send(REQUEST)
+                client.recv(65_536)
+                taken.append((time.perf_counter() - start) * 1000)
+        taken.sort()
+        p50, p99 = taken[len(taken) // 2], taken[len(taken) * 99 // 100]
+        return f"{resident(process):.0f} MB | {p50:.2f} ms | {p99:.2f} ms | {taken[-1]:.2f} ms"
+    finally:
+        for client in idle:
+            client.close()
+
+
+def connect_patiently(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), 10)
+
+
+def resident(process: int) -> float:
+    """Megabytes of memory that a process holds."""
+    status = Path(f"/proc/{process}/status").read_text()
+    found = re.search(r"VmRSS:\s+(\d+) kB", status)
+    assert found
+    return int(found[1]) / 1024
+
+
+def prepare(folder: Path) -> None:
+    """The body, as our server gives it, a certificate, and the script for pipelining."""
+    (folder / "pipeline.lua").write_text(PIPELINE)
+    with started("ours", folder, False) as (_, port):
+        answer = urllib.request.urlopen(f"http://127.0.0.1:{port}{others.PATH}")
+        (folder / "body").write_bytes(answer.read())
+    subprocess.run(
+        [
+            "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost",
+            "-days", "2", "-keyout", folder / "key.pem", "-out", folder / "cert.pem",
+        ],
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--only", nargs="+", choices=[*SCENARIOS, IDLE_SCENARIO], metavar="SCENARIO"
+    )
+    parser.add_argument("--servers", nargs="+", choices=SERVERS, default=SERVERS, metavar="NAME")
+    options = parser.parse_args()
+    if not shutil.which("wrk"):
+        sys.exit("install wrk: it makes the load")
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(DESCRIPTORS, hard), hard))
+    os.sched_setaffinity(0, {int(CLIENT_CORE)})
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        prepare(folder)
+        for title in options.only or [*SCENARIOS, IDLE_SCENARIO]:
+            print(f"\n**{title}**\n", flush=True)
+            if title == IDLE_SCENARIO:
+                print(idle_table(options.servers, folder), flush=True)
+                continue
+            scenario = SCENARIOS[title]
+            print(
+                run(scenario, options.servers, options.seconds, options.rounds, folder), flush=True
+            )
+
+
+if __name__ == "__main__":
+    main()
