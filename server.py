@@ -474,11 +474,16 @@ class Service:
             self.app.log(f"the certificate was not read again: {error}")
 
     def _maintain(self) -> None:
-        while not self._stopping.wait(min(TICK_SECONDS, self.app.keys.due_in() or TICK_SECONDS)):
+        wait = min(TICK_SECONDS, self.app.keys.due_in())
+        while not self._stopping.wait(wait):
+            was_due = not self.app.keys.due_in()
             self.app.maintain()
             if self.reload_wanted:
                 self.reload_wanted = False
                 self.reload_certificate()
+            left = self.app.keys.due_in()
+            # What was due and still is cannot be made now; what came due meanwhile is made at once.
+            wait = TICK_SECONDS if was_due and not left else min(TICK_SECONDS, left)
 
 
 def listen(

@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DEMO = ("--token-ttl", "4s", "--key-lifetime", "14s", "--key-lead", "3s", "--key-skew", "1s")
 HASTY = ("--token-ttl", "1s", "--key-lifetime", "5s", "--key-lead", "2s", "--key-skew", "0s")
 COPY_AGE = 2.5  # s: of the client's JWKS, always
-TOKEN_TTL = 4.0  # s: of DEMO
+BEFORE_EXP = 0.5  # s: how long before it expires a token is verified again
 POLL = 0.1  # s between two looks
 
 
@@ -45,12 +45,17 @@ class Server:
     """`python server.py` on a free port, and one connection to it."""
 
     def __init__(self, folder: str, *flags: str) -> None:
-        command = [sys.executable, str(ROOT / "server.py"), "--port", "0", *flags]
-        command += ["--db", str(Path(folder, "keys.db")), "--auth-limit", "off"]
-        environ = {k: v for k, v in os.environ.items() if not k.startswith(("JWKS_", "NOT_MY_KEY"))}
-        environ["NOT_MY_KEY"] = "a secret of the benchmark"
+        self.database = str(Path(folder, "keys.db"))
+        command = [sys.executable, str(ROOT / "server.py"), "--db", self.database, *flags]
+        command += ["--port", "0", "--auth-limit", "off", "--access-log", "off"]
+        self.environ = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("JWKS_", "NOT_MY_KEY"))
+        }
+        self.environ["NOT_MY_KEY"] = "a secret of the benchmark"
         self.process = subprocess.Popen(
-            [*command, "--access-log", "off"], env=environ, stderr=subprocess.PIPE, text=True
+            command, env=self.environ, stderr=subprocess.PIPE, text=True
         )
         assert self.process.stderr is not None
         self.url = re.search(r"http://\S+", self.process.stderr.readline())[0]
@@ -76,6 +81,14 @@ class Server:
 
     def token(self) -> tuple[float, dict[str, Any]]:
         return self.ask("POST", "/auth", self.credentials)
+
+    def admin(self, *words: str) -> str:
+        """What the operator's command prints."""
+        command = [sys.executable, str(ROOT / "admin.py"), "--db", self.database, *words]
+        done = subprocess.run(
+            command, env=self.environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
+        )
+        return done.stdout.decode().strip()
 
     def stop(self) -> None:
         self.connection.close()
@@ -127,9 +140,10 @@ def watch(server: Server, seconds: float) -> Outcome:
         kid = jwt_minimal.verify(token, document)[0]["kid"]
         if kid not in outcome.kids:
             outcome.kids.append(kid)
-        waiting.append((now + TOKEN_TTL - 1.2, token))  # `exp` counts whole seconds: 3 at least
-        due = [token] + [old for at, old in waiting if at <= now]
-        waiting = [each for each in waiting if each[0] > now]
+        waiting.append((jwt_minimal.decode(token, document)["exp"], token))
+        wall = time.time()
+        due = [token] + [old for exp, old in waiting if wall > exp - BEFORE_EXP and wall < exp]
+        waiting = [each for each in waiting if each[0] - BEFORE_EXP >= wall]
         for each in due:
             outcome.verified += 1
             try:

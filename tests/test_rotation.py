@@ -7,15 +7,17 @@ the JWKS is no older than the lead accepts every token that has not expired.
 from __future__ import annotations
 
 import random
+import re
 import unittest
 from unittest import mock
 
+import admin
 import answers
 import keystore
 from bench import rotation_plan
 from bench.rotation_plan import CLIENTS, Client, Issuer, Verifier
 from keystore import KeyStore, Policy
-from tests.support import Clock, TemporaryFolder, some_key
+from tests.support import ROOT, Clock, TemporaryFolder, some_key
 
 SLOWEST = 2.0  # s between the moment a key is due and the moment it is published
 
@@ -209,6 +211,32 @@ class ThePlan(unittest.TestCase):
         self.assertEqual(len(lines), 4)
         self.assertRegex(lines[1], r"^key 1  #+-+$")
         self.assertRegex(lines[2], r"^key 2  +\.+#+-+$")
+
+
+class TheOperatorsPage(unittest.TestCase):
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+
+    def test_has_a_row_for_every_client_with_the_lead_it_needs(self):
+        for client in CLIENTS:
+            row = next(
+                li
+                for li in self.page.replace("`", "").splitlines()
+                if li.startswith(f"| {client.name} |")
+            )
+            cells = [cell.strip() for cell in row.strip("|").split("|")]
+            with self.subTest(client=client.name):
+                needs = rotation_plan.spell(client.needs) if client.needs else "none"
+                self.assertIn("the shortest, 2 s" if client.max_age else needs, cells[4])
+                if client.cache != float("inf"):
+                    trusted = client.cache
+                    self.assertIn(rotation_plan.spell(trusted), cells[5])
+
+    def test_orders_only_what_there_is(self):
+        commands = re.findall(r"^python admin\.py (.*?)(?: +#.*)?$", self.page, re.MULTILINE)
+        self.assertGreater(len(commands), 4)
+        for command in commands:
+            with self.subTest(command=command):
+                self.assertTrue(callable(admin.make_parser().parse_args(command.split()).run))
 
 
 class TheRealStore(TemporaryFolder):

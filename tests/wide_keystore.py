@@ -14,6 +14,7 @@ import unittest
 from joserfc import jwe
 from joserfc.jwk import OctKey, RSAKey
 
+import jwt_minimal
 import sealing
 from bench import rotation_live
 from keystore import KeyStore, Policy, WrongSecret
@@ -95,6 +96,17 @@ class Live(unittest.TestCase):
         self.assertEqual((outcome.refusals, outcome.empty), ([], 0))
         self.assertGreaterEqual(len(outcome.kids), 3)
         self.assertGreater(outcome.verified, 100)
+
+    def test_an_operator_rotates_and_revokes_while_it_serves(self):
+        with rotation_live.serving() as server:
+            old = server.jwks()[1]["keys"][0]["kid"]
+            made = server.admin("keys", "rotate", "--now")
+            time.sleep(1.1)  # it signs within a second
+            kid = jwt_minimal.verify(server.token()[1]["token"], server.jwks()[1])[0]["kid"]
+            self.assertEqual(kid, made)
+            self.assertEqual([key["kid"] for key in server.jwks()[1]["keys"]], [made, old])
+            instead = server.admin("keys", "revoke", made)
+            self.assertEqual([key["kid"] for key in server.jwks()[1]["keys"]], [instead, old])
 
     def test_an_older_jwks_than_the_lead_allows_is_refused(self):
         age = rotation_live.COPY_AGE
