@@ -15,11 +15,13 @@ Rules of this file:
 - No SQL about keys or users: those rows belong to keystore.py and accounts.py.
 
 Left out: reopening. After the file was deleted or replaced the server keeps refusing to write until
-it is started again, because its write-ahead log may still lie beside the new file.
+it is started again; what is in the write-ahead log goes to the old file, so that it cannot be
+mistaken for the new one's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import sqlite3
@@ -29,9 +31,11 @@ from typing import Any, Callable, NamedTuple, TypeVar, Union
 
 T = TypeVar("T")
 WriteRows = Callable[[sqlite3.Connection, list[Any]], None]
+Accept = Callable[[sqlite3.Connection], None]
 Written = Callable[[Union[Exception, None]], None]
 
 BUSY_SECONDS = 5.0  # how long another process may hold the write lock before we answer 503
+BRIEFLY_SECONDS = 0.1  # the same once it has held it for that long
 BATCH_JOBS = 256  # jobs in one commit at the most: bounds how long the first of them waits
 SCHEMA = Path(__file__).with_name("schema.sql")
 MIGRATIONS = (SCHEMA,)  # the script at place n turns PRAGMA user_version n into n + 1
@@ -55,21 +59,32 @@ class Unavailable(Exception):
 class Database:
     """One SQLite file: `read` from any thread, `write` through the one writer thread."""
 
-    def __init__(self, path: str | os.PathLike[str], *, busy_seconds: float = BUSY_SECONDS) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        busy_seconds: float = BUSY_SECONDS,
+        accept: Accept = lambda connection: None,
+    ) -> None:
         """Open or create the file (mode 0600), bring its schema up to date.
+
+        `accept(connection)` may raise CannotOpen before anything is written.
 
         Raises:
             CannotOpen: it is not a database, not ours, from a newer version, or not writable.
         """
-        self.path = Path(path).absolute()
-        self._busy_seconds = busy_seconds
+        try:
+            self.path = Path(path).absolute()
+        except OSError as error:
+            raise CannotOpen(f"cannot find {path}: the current directory is gone") from error
+        self._busy_seconds = self._patience = busy_seconds
         self._local = threading.local()
         self._readers: list[sqlite3.Connection] = []
         self._lock = threading.Lock()  # guards _readers and _closed
         self._closed = False
         try:
             _create_private(self.path)
-            self._writer = _prepared(self._connect())
+            self._writer = _prepared(self._connect(), accept)
             self._identity = _identity(self.path)
         except (OSError, sqlite3.Error, CannotOpen) as error:
             raise CannotOpen(_why_not(self.path, error)) from error
@@ -119,6 +134,14 @@ class Database:
                 return
         written(Unavailable("the database is closed"))
 
+    def probe(self) -> None:
+        """Write a page that changes nothing, to see whether writing works again.
+
+        Raises:
+            Unavailable: it does not.
+        """
+        self.write(lambda connection: connection.execute(f"PRAGMA user_version={len(MIGRATIONS)}"))
+
     def stamp(self) -> object:
         """A value that differs from an earlier one on this thread if the file changed in between.
 
@@ -154,6 +177,8 @@ class Database:
             self._closed = True
             self._jobs.put(None)
         self._thread.join()
+        if not self._same_file():
+            self._leave_no_log()
         for connection in [*self._readers, self._writer]:
             connection.close()
 
@@ -185,12 +210,22 @@ class Database:
             self._local.connection = connection
         return connection
 
-    def _require_same_file(self) -> None:
+    def _same_file(self) -> bool:
         try:
-            same = _identity(self.path) == self._identity
+            return _identity(self.path) == self._identity
         except OSError:
-            same = False
-        if not same:
+            return False
+
+    def _leave_no_log(self) -> None:
+        """Move what is in the write-ahead log to the file it belongs to, wherever that is now.
+
+        SQLite would apply a log that is left to the file that has taken the place, at its opening.
+        """
+        with contextlib.suppress(sqlite3.Error):
+            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _require_same_file(self) -> None:
+        if not self._same_file():
             raise Unavailable(
                 f"{self.path} was deleted or replaced while the server was running: "
                 "put the file back, or stop the server and start it again"
@@ -221,8 +256,10 @@ class Database:
                 return
 
     def _commit(self, jobs: list[_Job]) -> None:
+        if not self._same_file():
+            self._leave_no_log()
         self._require_same_file()
-        self._writer.execute("BEGIN IMMEDIATE")
+        self._begin()
         try:
             for job in jobs:
                 self._run(job)
@@ -232,6 +269,24 @@ class Database:
                 self._writer.execute("ROLLBACK")
             raise
         self._require_same_file()
+
+    def _begin(self) -> None:
+        """Take the write lock.
+
+        Whoever holds it for longer than we wait is asked briefly after that: else each batch would
+        wait in its turn, and the last in the queue for minutes.
+        """
+        try:
+            self._writer.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            self._be_patient(min(BRIEFLY_SECONDS, self._busy_seconds))
+            raise
+        self._be_patient(self._busy_seconds)
+
+    def _be_patient(self, seconds: float) -> None:
+        if seconds != self._patience:
+            self._patience = seconds
+            self._writer.execute(f"PRAGMA busy_timeout={int(seconds * 1000)}")
 
     def _run(self, job: _Job) -> None:
         self._writer.execute("SAVEPOINT job")
@@ -285,7 +340,9 @@ class _Rows(_Job):
     def finish(self) -> None:
         """The outcome is there: tell everybody whose row it was."""
         for written in self._written:
-            written(self.error)
+            # A defect in one of them must not end the thread that everybody else waits for.
+            with contextlib.suppress(Exception):
+                written(self.error)
 
 
 def _gather(batch: list[_Job | _Row | None]) -> list[_Job]:
@@ -318,22 +375,23 @@ def _identity(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _prepared(connection: sqlite3.Connection) -> sqlite3.Connection:
+def _prepared(connection: sqlite3.Connection, accept: Accept) -> sqlite3.Connection:
     """The connection, ready to write; closed if the file cannot be used."""
     try:
-        _prepare(connection)
+        _prepare(connection, accept)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _prepare(connection: sqlite3.Connection) -> None:
+def _prepare(connection: sqlite3.Connection, accept: Accept) -> None:
     """WAL, durability, schema. Nothing is written to a file that turns out not to be ours."""
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > len(MIGRATIONS):
         raise CannotOpen(f"its schema has version {version}, newer than this program knows")
     _require_our_columns(connection)
+    accept(connection)
     if connection.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
         raise CannotOpen("its file system cannot hold a write-ahead log; use a local disk")
     connection.execute("PRAGMA synchronous=FULL")  # an fsync a commit: acknowledged means on disk

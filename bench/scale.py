@@ -2,13 +2,13 @@
 
     python bench/scale.py [USERS] [LOG_ROWS] [ROUNDS]        (1,000,000, 10,000,000 and 9)
 
-Builds the large database (half of its log is older than the retention, so that the server under
-test prunes all the time), prints how large it is, and then, in turns with a database that holds
+Builds the large database, prints how large it is, and then, in turns with a database that holds
 nothing but the users who log in:
 
-    repeated, first   logins a second, the same credentials again or never remembered
     start             process start to the ready line
-    prune             one step, and how long until everything too old is gone at a step a second
+    repeated, first   logins a second, the same credentials again or never remembered
+    pruning           the same while the older half of the log is being removed
+    prune             what is removed in a second, and how long until all of it is gone
     commands          admin.py log with a filter, its summary, users list
 """
 
@@ -109,7 +109,12 @@ def processor_time(process: Process, load: Load) -> float:
 
 
 def compare_logins(large: Path, empty: Path, requests: list[bytes], rounds: int) -> None:
-    for name, flags in (("repeated", ()), ("first", ("--verified-cache", "off"))):
+    kept = ("--log-retention", f"{2 * DAYS}d")
+    for name, flags in (
+        ("repeated", kept),
+        ("first", (*kept, "--verified-cache", "off")),
+        ("repeated, pruning", ()),
+    ):
         with serving(*flags, db=large) as one, serving(*flags, db=empty) as other:
             processes = {"large": one, "empty": other}
             loads = {
@@ -118,7 +123,7 @@ def compare_logins(large: Path, empty: Path, requests: list[bytes], rounds: int)
             }
             for load in loads.values():
                 sent = 0
-                while name == "repeated" and sent < 1.1 * len(requests):
+                while name != "first" and sent < 1.1 * len(requests):
                     sent += len(load.run(LOAD_SECONDS).latencies)
             print(f"{name} login")
             rates = {
@@ -141,10 +146,12 @@ def opened(path: Path) -> Iterator[accounts.Accounts]:
         yield accounts.Accounts(database)
 
 
-def prune(path: Path, steps: int) -> None:
+def prune(path: Path, seconds: int) -> None:
+    """What the server does about old rows in so many seconds, all at once."""
+    rows = accounts.PRUNED_ROWS * accounts.PRUNE_STEPS
     with opened(path) as users:
         times = []
-        for _ in range(steps):
+        for _ in range(seconds):
             begin = time.perf_counter()
             users.prune_log(90 * 86_400)
             times.append(time.perf_counter() - begin)
@@ -152,11 +159,11 @@ def prune(path: Path, steps: int) -> None:
         (old,) = connection.execute(
             "SELECT count(*) FROM auth_logs WHERE request_timestamp < datetime('now', '-90 days')"
         ).fetchone()
-    step = statistics.median(times)
+    median = statistics.median(times)
     print(
-        f"prune: a step of {accounts.PRUNED_ROWS:,} rows takes {step * 1000:.1f} ms (worst "
-        f"{max(times) * 1000:.1f}); the {old:,} rows left to prune need {old / 1000 / 60:.0f} min "
-        f"at a step a second, {old / accounts.PRUNED_ROWS * step:.0f} s of them work"
+        f"prune: {rows:,} rows a second in {accounts.PRUNE_STEPS} commits take "
+        f"{median * 1000:.0f} ms of it (worst {max(times) * 1000:.0f}); "
+        f"{old:,} old rows are left, which take {old / rows / 60:.0f} min"
     )
 
 

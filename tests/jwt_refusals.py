@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 import flaws
 from flaws import Signer
-from jwt_minimal import b64url_decode, b64url_encode
+from jwt_minimal import InvalidToken, b64url_decode, b64url_encode, decode
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
@@ -59,6 +59,15 @@ SIGNER = Signer(
     other_kid=JWKS["keys"][1]["kid"],
 )
 token, rsa = SIGNER.token, SIGNER.rsa
+
+
+def refusal(token: str, jwks: Any, **checks: Any) -> InvalidToken | None:
+    """What `decode` raises, or None."""
+    try:
+        decode(token, jwks, **checks)
+    except InvalidToken as error:
+        return error
+    return None
 
 
 def affixed() -> Iterator[tuple[str, str]]:

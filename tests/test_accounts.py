@@ -102,9 +102,16 @@ class Authenticating(AccountsTest):
 
     def test_a_stored_hash_that_would_cost_too_much_matches_nothing(self):
         password = self.accounts.register("alice", None)
-        for stored in ("$argon2id$v=19$m=4194304,t=3,p=1$c29tZXNhbHQ$c29tZWhhc2g", "plain", ""):
+        for stored in ("$argon2id$v=19$m=4194304,t=3,p=1$c29tZXNhbHQ$c29tZWhhc2g", "plain", "",
+                       b"x",
+                       "$argon2id$v=19$m=8,t=1,p=0$c29tZXNhbHQ$c29tZWhhc2g"):  # fmt: skip
             self.store_hash(stored)
             self.assertEqual(self.outcome("alice", password), "bad_password")
+
+    def test_a_hash_at_the_default_of_the_library_is_verified_and_replaced(self):
+        self.accounts.register("alice", None)
+        self.store_hash(argon2.PasswordHasher().hash("imported"))
+        self.assertEqual(self.outcome("alice", "imported"), "alice")
 
     def test_hashes_on_no_more_threads_than_there_are_cores(self):
         self.accounts = self.open_accounts(cores=2)
@@ -233,17 +240,45 @@ class Operating(AccountsTest):
         self.assertRaises(UnknownUser, self.accounts.reset, "nobody")
         self.assertRaises(UnknownUser, self.accounts.delete, "nobody")
 
+    def rows(self):
+        return self.database.read("SELECT count(*) FROM auth_logs")[0][0]
+
     def test_prunes_the_oldest_rows_of_the_log_in_steps(self):
         for _ in range(5):
             self.record("127.0.0.1", "unknown_user", None)
             self.clock.advance(10)
-        with mock.patch.object(accounts, "PRUNED_ROWS", 2):
-            counts = []
+        counts = []
+        with mock.patch.multiple(accounts, PRUNED_ROWS=1, PRUNE_STEPS=2):
             for _ in range(3):
                 self.accounts.prune_log(25)
-                counts.append(self.database.read("SELECT count(*) FROM auth_logs")[0][0])
+                counts.append(self.rows())
         self.assertEqual(counts, [3, 2, 2])
         self.assertEqual(self.database.read("SELECT count(*) FROM auth_outcomes"), [(2,)])
+
+    def test_prunes_in_commits_of_their_own_so_that_logins_need_not_wait_for_all(self):
+        for _ in range(6):
+            self.record("127.0.0.1", "unknown_user", None)
+        self.clock.advance(100)
+        left, write = [], self.database.write
+
+        def counted(job):
+            removed = write(job)
+            left.append(self.rows())
+            return removed
+
+        small = mock.patch.multiple(accounts, PRUNED_ROWS=2, PRUNE_STEPS=10)
+        with small, mock.patch.object(self.database, "write", counted):
+            self.accounts.prune_log(10)
+        self.assertEqual(left, [4, 2, 0, 0])
+
+    def test_recent_attempts_are_the_newest_within_the_time_and_never_too_many(self):
+        for number in range(6):
+            self.record(f"192.0.2.{number}", "unknown_user", None)
+            self.clock.advance(10)
+        recent = [("192.0.2.3", 30.0), ("192.0.2.4", 20.0), ("192.0.2.5", 10.0)]
+        self.assertEqual(self.accounts.recent_attempts(30), recent)
+        with mock.patch.object(accounts, "RECENT_ROWS", 2):
+            self.assertEqual(self.accounts.recent_attempts(30), recent[1:])
 
     def test_the_clock_going_back_does_not_invent_recent_attempts(self):
         self.record("127.0.0.1", "unknown_user", None)

@@ -305,7 +305,7 @@ class TheVerdict(PageTest):
             f"{json.dumps(checks)}).kind ?? 'none'))"
         )
         for token, kind in zip(tokens, found):
-            error = jwt_minimal.refusal(token, jwt_refusals.JWKS, **checks)
+            error = jwt_refusals.refusal(token, jwt_refusals.JWKS, **checks)
             self.assertEqual(kind, type(error).__name__ if error else "none", (token, error))
         self.assertGreater(len(set(found)), 5)
 
