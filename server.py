@@ -283,13 +283,7 @@ class App:
 
     def refuse_cross_site(self, request: Request) -> None:
         """Refuse a browser's post from a foreign page, which could spend its user's attempts."""
-        site = request.headers.get("sec-fetch-site")
-        origin = request.headers.get("origin")
-        if site in ("same-origin", "none") or (site is None and origin is None):
-            return
-        host = request.headers.get("host", "")
-        ours = (answers.origin_of(self.issuer), f"http://{host}", f"https://{host}")
-        if site == "cross-site" or (origin is not None and origin not in ours):
+        if credentials.is_cross_site(request.headers, answers.origin_of(self.issuer)):
             raise answers.CrossSite
 
     def later(self, function: Callable[..., Response | Eventually], *arguments: object) -> Later:
@@ -542,7 +536,7 @@ def open_app(
             database,
             keys,
             users,
-            issuer=config.issuer or reachable(url),
+            issuer=config.issuer or settings.default_issuer(url),
             log=log,
             clock=clock,
             monotonic=monotonic,
@@ -555,13 +549,6 @@ def open_app(
     except BaseException:
         database.close()
         raise
-
-
-def reachable(url: str) -> str:
-    """The URL with an address that can be connected to in place of "any", or of a socket file."""
-    if url.startswith("unix:"):
-        return "http://localhost"
-    return url.replace("//0.0.0.0", "//127.0.0.1").replace("//[::]", "//[::1]")
 
 
 class Issuer:

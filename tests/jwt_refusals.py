@@ -52,15 +52,6 @@ def published_key() -> RSAPrivateKey:
     return RSAPrivateNumbers(P, Q, d, DP, DQ, QI, RSAPublicNumbers(65537, N)).private_key()
 
 
-SIGNER = Signer(
-    {"n": N, "e": 65537, "p": P, "q": Q, "dp": DP, "dq": DQ, "qi": QI},
-    HEADER,
-    CLAIMS,
-    other_kid=JWKS["keys"][1]["kid"],
-)
-token, rsa = SIGNER.token, SIGNER.rsa
-
-
 def refusal(token: str, jwks: Any, **checks: Any) -> InvalidToken | None:
     """What `decode` raises, or None."""
     try:
@@ -68,6 +59,15 @@ def refusal(token: str, jwks: Any, **checks: Any) -> InvalidToken | None:
     except InvalidToken as error:
         return error
     return None
+
+
+SIGNER = Signer(
+    {"n": N, "e": 65537, "p": P, "q": Q, "dp": DP, "dq": DQ, "qi": QI},
+    HEADER,
+    CLAIMS,
+    other_kid=JWKS["keys"][1]["kid"],
+)
+token, rsa = SIGNER.token, SIGNER.rsa
 
 
 def affixed() -> Iterator[tuple[str, str]]:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 import flaws
 import jwt_minimal
 import lab
-from tests import jwt_refusals
+from tests import jwt_refusals as vectors
 from tests.support import ROOT, TemporaryFolder, some_key
 
 NOW = 1_800_000_000
@@ -53,7 +53,7 @@ class TheCatalogue(unittest.TestCase):
         checks = {"issuer": made()["issuer"], "audience": made()["audience"], "now": NOW}
         for row in made()["tokens"]:
             with self.subTest(row["name"]):
-                refusal = jwt_refusals.refusal(row["token"], made()["jwks"], **checks)
+                refusal = vectors.refusal(row["token"], made()["jwks"], **checks)
                 self.assertEqual("refuse" if refusal else "accept", row["expect"], refusal)
 
     def test_names_each_token_once(self):
