@@ -258,6 +258,16 @@ def cached(seconds: int) -> tuple[str, str]:
     return "Cache-Control", f"public, max-age={seconds}"
 
 
+def conditional(known: PublishedKeys | PageFile | None, headers: Mapping[str, str]) -> Response:
+    """The document, 304 to a client that has it (RFC 9110 §13.2.2), NotFound if there is none."""
+    if known is None:
+        raise NotFound
+    if_none_match = headers.get("if-none-match")
+    if if_none_match is not None and etag_matches(if_none_match, known.etag):
+        return known.not_modified
+    return known.response
+
+
 def etag_matches(field: str, etag: str) -> bool:
     """If-None-Match (RFC 9110 §13.1.2): weak comparison against a list, or `*`."""
     candidates = (candidate.strip(" \t") for candidate in field.split(","))

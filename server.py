@@ -226,10 +226,7 @@ class App:
         known = self._jwks
         if known is None or known.key_set is not key_set or not known.since <= now < known.until:
             known = self._jwks = answers.publish(key_set, now)
-        if_none_match = request.headers.get("if-none-match")
-        if if_none_match is not None and answers.etag_matches(if_none_match, known.etag):
-            return known.not_modified
-        return known.response
+        return answers.conditional(known, request.headers)
 
     def metadata(self, request: Request) -> Answer:
         """GET the discovery documents (RFC 8414 §3, OpenID Connect Discovery §4)."""
@@ -237,12 +234,7 @@ class App:
 
     def inspector(self, request: Request) -> Answer:
         """GET / and what it loads: the page that takes a token apart in the browser."""
-        file = self._page.get(request.path)
-        if file is None:
-            raise answers.NotFound
-        if_none_match = request.headers.get("if-none-match", "")
-        unchanged = answers.etag_matches(if_none_match, file.etag)
-        return file.not_modified if unchanged else file.response
+        return answers.conditional(self._page.get(request.path), request.headers)
 
     def healthz(self, request: Request) -> Answer:
         """GET /healthz: whether a token could be issued now."""

@@ -13,6 +13,19 @@ from tests.support import ROOT, AppTest, header
 FILES = {path: (ROOT / "web" / name).read_bytes() for path, (name, _) in answers.PAGE.items()}
 
 
+def luminance(colour: str) -> float:
+    """WCAG 2.2, relative luminance."""
+    long = colour if len(colour) == 6 else "".join(digit * 2 for digit in colour)
+    parts = [int(long[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear))
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
 class ThePage(AppTest):
     def test_is_the_files_of_the_folder(self):
         for path, content in FILES.items():
@@ -75,6 +88,24 @@ class TheFiles(unittest.TestCase):
 
     def test_stay_small_enough_to_be_read(self):
         self.assertLess(sum(map(len, FILES.values())), 30_000)
+
+    def test_can_be_read_in_light_and_in_dark(self):
+        text = {
+            **dict.fromkeys(("s0", "s1", "s2"), ("ground", "card")),
+            "ink": ("ground", "card", "good-ground", "bad-ground", "mark"),
+            "quiet": ("ground", "card", "good-ground", "bad-ground"),
+            "accent": ("card",),
+            "good": ("good-ground",),
+            "bad": ("bad-ground", "card"),
+        }
+        for scheme in re.findall(r":root \{(.*?)\}", FILES["/style.css"].decode(), re.DOTALL):
+            colours = dict(re.findall(r"--([\w-]+): #(\w+)", scheme))
+            for name, grounds in text.items():
+                for ground in grounds:
+                    with self.subTest(scheme=colours["ground"], text=name, on=ground):
+                        self.assertGreater(contrast(colours[name], colours[ground]), 4.5)
+            self.assertGreater(contrast(colours["edge"], colours["card"]), 3)
+            self.assertGreater(contrast(colours["edge"], colours["ground"]), 3)
 
     def test_load_each_other_by_the_names_that_are_served(self):
         loaded = re.findall(r'(?:href|src)="([^"]+)"', FILES["/"].decode())

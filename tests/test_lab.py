@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 import time
 import unittest
@@ -145,6 +146,23 @@ class AVerifier(unittest.TestCase):
     def test_that_says_nothing_in_time_misjudged_it(self):
         with unittest.mock.patch.object(lab, "PATIENCE", 0.2):
             self.assertEqual(self.trial(["good"], "import time; time.sleep(9)"), ["good"])
+
+
+class ThePageOnTheLab(TemporaryFolder):
+    def test_has_a_verifier_that_works(self):
+        page = (ROOT / "docs" / "lab.md").read_text("utf-8")
+        code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+        file = self.folder / "verifier.py"
+        file.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{code}", "utf-8")
+        fresh = lab.catalogue(KEY, int(time.time()))
+        rows = [row for row in fresh["tokens"] if row["name"] in ("good", "expired", "no issuer")]
+        missed = lab.try_verifier([sys.executable, str(file)], {**fresh, "tokens": rows})
+        self.assertEqual((len(rows), missed), (3, []))
+
+    def test_names_only_tokens_that_there_are(self):
+        page = (ROOT / "docs" / "lab.md").read_text("utf-8")
+        named = re.findall(r'"([^"]+)"', re.findall(r"lab\.py make ([^`]*)`", page)[0])
+        self.assertLessEqual(set(named), {row["name"] for row in made()["tokens"]})
 
 
 class TheCommand(TemporaryFolder):

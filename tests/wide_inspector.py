@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import random
 import select
 import shutil
 import subprocess
@@ -287,6 +288,33 @@ class TheVerdict(PageTest):
         for row, kind in zip(rows, kinds):
             with self.subTest(row["name"]):
                 self.assertEqual(kind, row["refusal"])
+
+    def test_of_tokens_with_a_letter_changed_is_that_of_jwt_minimal(self):
+        chance = random.Random(1)  # the same letters each time
+        good = [row["token"] for row in jwt_refusals.rows() if not row["refusal"]]
+        good += [jwt_refusals.token(claims=self.damaged(chance)) for _ in range(300)]
+        tokens = []
+        for token in good * 3:
+            at = chance.randrange(len(token))
+            changed = chance.choice([chance.choice("AZaz09-_.=+ \u00e9"), "", token[at] * 2])
+            tokens += [token, token[:at] + changed + token[at + 1 :]]
+        checks = {"now": jwt_refusals.NOW, "issuer": jwt_refusals.CLAIMS["iss"]}
+        found = browser.run(
+            "import('/inspector.js').then(({inspect}) =>"
+            f"{json.dumps(tokens)}.map(token => inspect(token, {json.dumps(jwt_refusals.JWKS)},"
+            f"{json.dumps(checks)}).kind ?? 'none'))"
+        )
+        for token, kind in zip(tokens, found):
+            error = jwt_refusals.refusal(token, jwt_refusals.JWKS, **checks)
+            self.assertEqual(kind, type(error).__name__ if error else "none", (token, error))
+        self.assertGreater(len(set(found)), 5)
+
+    def damaged(self, chance: random.Random) -> bytes:
+        """Claims with a few octets of their JSON changed."""
+        claims = bytearray(json.dumps(jwt_refusals.CLAIMS).encode())
+        for _ in range(chance.randrange(1, 3)):
+            claims[chance.randrange(len(claims))] = chance.choice(b'"{}[]:,.019eE-+\\ntu\xff\x00 ')
+        return bytes(claims)
 
     def test_rests_on_a_right_sha256(self):
         lengths = [*range(130), 1000, 16384]
