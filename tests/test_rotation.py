@@ -14,6 +14,7 @@ from unittest import mock
 import admin
 import answers
 import keystore
+import server
 from bench import rotation_plan
 from bench.rotation_plan import CLIENTS, Client, Issuer, Verifier
 from keystore import KeyStore, Policy
@@ -281,6 +282,29 @@ class TheRealStore(TemporaryFolder):
     def at_start(copies: list[tuple[float, set[str]]]) -> set[str]:
         """After an outage longer than its age a copy is fetched anew."""
         return copies[-1][1] if len(copies) == 1 else set()
+
+
+class TheMaintenanceThread(unittest.TestCase):
+    def waits(self, *due_in: float) -> list[float]:
+        """How long it waits for its next look, if that is how soon a key is due when it asks."""
+        service = server.Service.__new__(server.Service)
+        service.app = mock.Mock()
+        service.app.keys.due_in.side_effect = due_in
+        service.reload_wanted = False
+        service._stopping = mock.Mock()
+        service._stopping.wait.side_effect = [False] * (len(due_in) // 2) + [True]
+        service._maintain()
+        return [call.args[0] for call in service._stopping.wait.call_args_list]
+
+    def test_wakes_when_a_key_is_due_and_every_second_else(self):
+        self.assertEqual(self.waits(900, 899, 899), [1, 1])
+        self.assertEqual(self.waits(0.5, 0, 600), [0.5, 1])
+
+    def test_makes_at_once_what_came_due_while_it_looked(self):
+        self.assertEqual(self.waits(1, 0.001, 0), [1, 0])
+
+    def test_does_not_spin_over_what_cannot_be_made(self):
+        self.assertEqual(self.waits(0, 0, 0, 0, 0), [0, 1, 1])
 
 
 class MaxAge(unittest.TestCase):
