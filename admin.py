@@ -50,7 +50,7 @@ class Desk(NamedTuple):
     config: settings.Settings
     database: Database
     environ: MutableMapping[str, str]
-    stdin: TextIO
+    stdin: TextIO | None  # None if it was closed
 
     def accounts(self) -> accounts.Accounts:
         """The users and the log."""
@@ -138,6 +138,8 @@ def users_add(desk: Desk, options: argparse.Namespace) -> Lines:
     try:
         if not options.password_stdin:
             return [desk.accounts().register(name, email)]
+        if desk.stdin is None:
+            raise Refused("standard input is closed: there is no password to read")
         password = desk.stdin.read(accounts.MAX_PASSWORD + 2)
         # One line end is the terminal's, not the password's.
         password = password[:-1] if password.endswith("\n") else password
@@ -252,6 +254,9 @@ COMMANDS: dict[str, tuple[Command, tuple[Argument, ...]]] = {
 }
 
 
+FOUNDERS = (users_add, keys_rotate)  # may make the database; to the others its absence is a slip
+
+
 def make_parser() -> settings.Parser:
     """The command line that the table describes."""
     parser = settings.Parser(prog="admin.py", description=(__doc__ or "").split("\n\n")[0])
@@ -294,10 +299,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = {"db": options.db} if hasattr(options, "db") else {}
     try:
         config = settings.configure(flags, environ)
-        database = Database(config.db)
+        if options.run not in FOUNDERS and not os.path.exists(config.db):
+            raise CannotOpen(f"there is no database {config.db}: name it with --db")
+        database = Database(config.db, accept=keystore.require_ours)
     except (settings.ConfigurationError, CannotOpen) as error:
         tell(f"admin.py: {error}")
         return 2
+    with contextlib.suppress(AttributeError):  # not a stream of ours, in a test
+        # A name that the terminal cannot spell is escaped rather than an error.
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         for line in options.run(Desk(config, database, environ, sys.stdin), options):
             print(line)
@@ -311,6 +321,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, BrokenPipeError):
         # How `log --follow` ends, and whatever `head` has read enough of.
         discard_output()
+    except OSError as error:
+        tell(f"admin.py: the output could not be written: {error}; run the command again")
+        discard_output()
+        return 1
     finally:
         database.close()
     return 0

@@ -3,6 +3,7 @@
     fields(headers, body)   {"username": "alice", ...}      RFC 8259, or the WHATWG form encoding
     text(fields, name)      one member that must be text
     basic(headers)          ("alice", "secret") or None     RFC 7617
+    name_and_password(headers, body)                        whichever of the two was used
 
 Rules of this file:
 - One reading of every input, or a refusal: duplicate members, NaN, other encodings than UTF-8 and
@@ -22,6 +23,7 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import NoReturn
 
+# Counted in the text, brackets inside strings too: a password of 17 braces has to come as a form.
 MAX_NESTING = 16  # json.loads recurses: 1,000 levels exhaust the stack of older interpreters
 MAX_FIELDS = 16  # of a form; we read three
 JSON = "application/json"
@@ -95,6 +97,49 @@ def basic(headers: Mapping[str, str]) -> tuple[str, str] | None:
     if not colon:
         raise Malformed("Basic credentials must be base64 of user:password in UTF-8")
     return user, password
+
+
+def uses_basic(headers: Mapping[str, str]) -> bool:
+    """Whether the client knows HTTP Basic."""
+    return headers.get("authorization", "")[:6].lower() == "basic "
+
+
+def name_and_password(headers: Mapping[str, str], body: bytes) -> tuple[str, str]:
+    """The credentials in the body, in HTTP Basic, or in both if they are the same.
+
+    Raises:
+        Malformed: they are missing, not text, or two different ones.
+        UnsupportedMediaType: see `fields`.
+    """
+    members, given = fields(headers, body), basic(headers)
+    if given is not None and not {"username", "password"} & members.keys():
+        return given
+    found = text(members, "username"), text(members, "password")
+    if given is not None and given != found:
+        raise Malformed("body and Authorization name different credentials")
+    return found
+
+
+def is_cross_site(headers: Mapping[str, str], our_origin: str) -> bool:
+    """Whether a browser sent it for a page that is not ours (Fetch Metadata; RFC 6454 §7)."""
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site in ("same-origin", "none"):
+        return False
+    host = headers.get("host", "")
+    ours = (None, our_origin, f"http://{host}", f"https://{host}")
+    return site == "cross-site" or origin not in ours
+
+
+def flag(query: str, name: str) -> bool:
+    """Whether the query says `name=true`; saying nothing is false.
+
+    Raises:
+        Malformed: it says something else, or says it twice.
+    """
+    said = [value for key, value in urllib.parse.parse_qsl(query, True) if key == name]
+    if len(said) > 1 or not {"true", "false"}.issuperset(said):
+        raise Malformed(f"{name} must be true or false, once")
+    return said == ["true"]
 
 
 def _media_type(content_type: str) -> str:

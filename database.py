@@ -31,9 +31,11 @@ from typing import Any, Callable, NamedTuple, TypeVar, Union
 
 T = TypeVar("T")
 WriteRows = Callable[[sqlite3.Connection, list[Any]], None]
+Accept = Callable[[sqlite3.Connection], None]
 Written = Callable[[Union[Exception, None]], None]
 
 BUSY_SECONDS = 5.0  # how long another process may hold the write lock before we answer 503
+BRIEFLY_SECONDS = 0.1  # the same once it has held it for that long
 BATCH_JOBS = 256  # jobs in one commit at the most: bounds how long the first of them waits
 SCHEMA = Path(__file__).with_name("schema.sql")
 MIGRATIONS = (SCHEMA,)  # the script at place n turns PRAGMA user_version n into n + 1
@@ -57,21 +59,32 @@ class Unavailable(Exception):
 class Database:
     """One SQLite file: `read` from any thread, `write` through the one writer thread."""
 
-    def __init__(self, path: str | os.PathLike[str], *, busy_seconds: float = BUSY_SECONDS) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        busy_seconds: float = BUSY_SECONDS,
+        accept: Accept = lambda connection: None,
+    ) -> None:
         """Open or create the file (mode 0600), bring its schema up to date.
+
+        `accept(connection)` may raise CannotOpen before anything is written.
 
         Raises:
             CannotOpen: it is not a database, not ours, from a newer version, or not writable.
         """
-        self.path = Path(path).absolute()
-        self._busy_seconds = busy_seconds
+        try:
+            self.path = Path(path).absolute()
+        except OSError as error:
+            raise CannotOpen(f"cannot find {path}: the current directory is gone") from error
+        self._busy_seconds = self._patience = busy_seconds
         self._local = threading.local()
         self._readers: list[sqlite3.Connection] = []
         self._lock = threading.Lock()  # guards _readers and _closed
         self._closed = False
         try:
             _create_private(self.path)
-            self._writer = _prepared(self._connect())
+            self._writer = _prepared(self._connect(), accept)
             self._identity = _identity(self.path)
         except (OSError, sqlite3.Error, CannotOpen) as error:
             raise CannotOpen(_why_not(self.path, error)) from error
@@ -120,6 +133,14 @@ class Database:
                 self._jobs.put(_Row(write_rows, row, written))
                 return
         written(Unavailable("the database is closed"))
+
+    def probe(self) -> None:
+        """Write a page that changes nothing, to see whether writing works again.
+
+        Raises:
+            Unavailable: it does not.
+        """
+        self.write(lambda connection: connection.execute(f"PRAGMA user_version={len(MIGRATIONS)}"))
 
     def stamp(self) -> object:
         """A value that differs from an earlier one on this thread if the file changed in between.
@@ -238,7 +259,7 @@ class Database:
         if not self._same_file():
             self._leave_no_log()
         self._require_same_file()
-        self._writer.execute("BEGIN IMMEDIATE")
+        self._begin()
         try:
             for job in jobs:
                 self._run(job)
@@ -248,6 +269,24 @@ class Database:
                 self._writer.execute("ROLLBACK")
             raise
         self._require_same_file()
+
+    def _begin(self) -> None:
+        """Take the write lock.
+
+        Whoever holds it for longer than we wait is asked briefly after that: else each batch would
+        wait in its turn, and the last in the queue for minutes.
+        """
+        try:
+            self._writer.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            self._be_patient(min(BRIEFLY_SECONDS, self._busy_seconds))
+            raise
+        self._be_patient(self._busy_seconds)
+
+    def _be_patient(self, seconds: float) -> None:
+        if seconds != self._patience:
+            self._patience = seconds
+            self._writer.execute(f"PRAGMA busy_timeout={int(seconds * 1000)}")
 
     def _run(self, job: _Job) -> None:
         self._writer.execute("SAVEPOINT job")
@@ -336,22 +375,23 @@ def _identity(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _prepared(connection: sqlite3.Connection) -> sqlite3.Connection:
+def _prepared(connection: sqlite3.Connection, accept: Accept) -> sqlite3.Connection:
     """The connection, ready to write; closed if the file cannot be used."""
     try:
-        _prepare(connection)
+        _prepare(connection, accept)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _prepare(connection: sqlite3.Connection) -> None:
+def _prepare(connection: sqlite3.Connection, accept: Accept) -> None:
     """WAL, durability, schema. Nothing is written to a file that turns out not to be ours."""
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > len(MIGRATIONS):
         raise CannotOpen(f"its schema has version {version}, newer than this program knows")
     _require_our_columns(connection)
+    accept(connection)
     if connection.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
         raise CannotOpen("its file system cannot hold a write-ahead log; use a local disk")
     connection.execute("PRAGMA synchronous=FULL")  # an fsync a commit: acknowledged means on disk
@@ -385,7 +425,8 @@ def _migrate(connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
         connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
         raise
 
 

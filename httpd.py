@@ -124,7 +124,6 @@ class Handler(BaseHTTPRequestHandler):
         self.output = b""  # answered, but not taken by the client yet
         self.busy = False  # a Later is running
         self.close_connection = False  # once the output is taken
-        self.refused = False  # the client may still be sending what nobody will read
         self.served = False
         self.more = False  # there may be complete requests that have not been answered
         self.interest = 0  # what the selector watches for
@@ -163,8 +162,9 @@ class Handler(BaseHTTPRequestHandler):
         except Refused as refused:  # not the TLS that this port speaks
             self.transmit([self.refuse(refused)])
             return
-        except OSError:
-            octets = b""
+        except OSError:  # a reset, or nonsense in place of TLS
+            self.leave()
+            return
         if octets:
             self.parser.feed(octets)
             self.advance([])
@@ -189,7 +189,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def expire(self) -> None:
         """The deadline has passed."""
-        if self.phase != IDLE:
+        if self.phase in (HEAD, BODY, SEND):
             self.server.stats.timeouts += 1
         if self.phase in (HEAD, BODY):
             self.transmit([self.refuse(LATE)])
@@ -252,7 +252,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def refuse(self, refused: Refused) -> bytes:
         """The answer to what is no request. Nothing behind it can be trusted to be one."""
-        self.refused = self.close_connection = True
+        self.close_connection = True
         response = refused.response
         self.server.stats.requests[response.status] += 1
         if self.server.access is not None:
@@ -313,10 +313,10 @@ class Handler(BaseHTTPRequestHandler):
             self.interest = events
 
     def leave(self) -> None:
-        """Close, but not while the client is still sending: a reset would destroy the answer."""
-        if not (self.refused or self.parser.stage):
-            self.close()
-            return
+        """Say no more, and close once the client has done so too: RFC 9112 §9.6.
+
+        What it sends after a close would be answered by a reset, which destroys the answer.
+        """
         try:
             self.connection.shutdown(socket.SHUT_WR)
         except OSError:

@@ -36,7 +36,7 @@ from typing import Any, Callable, NamedTuple, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from database import Database, Unavailable
+from database import CannotOpen, Database, Unavailable
 from jwt_minimal import public_jwk
 from sealing import SALT_BYTES, SealBroken, derive, open_seal, salt_of, seal
 
@@ -278,7 +278,9 @@ class KeyStore:
             skipped: list[str] = []
             rows = {
                 row: self._rows[row] if row in self._rows else self._open_row(row, skipped)
-                for row in self._database.read("SELECT kid, key, exp FROM keys ORDER BY kid")
+                for row in self._database.read(
+                    "SELECT kid, CAST(key AS BLOB), exp FROM keys ORDER BY kid"
+                )
             }
             if rows.keys() == self._rows.keys():
                 return
@@ -469,7 +471,8 @@ class KeyStore:
     def _new_exps(self, rows: dict[Row, Key | None]) -> list[int]:
         """The expiry of the next key; an empty table gets an expired one as well."""
         now = int(self._clock())
-        return [*(() if rows else (now - 1,)), now + int(self.policy.lifetime)]
+        # Expired an hour ago: past the leeway of every verifier.
+        return [*(() if rows else (now - 3600,)), now + int(self.policy.lifetime)]
 
     def _decided_on(self) -> dict[Row, Key | None]:
         """The rows as a decision finds them: what changes after this is noticed by `_change`."""
@@ -503,7 +506,7 @@ class KeyStore:
 
         def write(connection: sqlite3.Connection) -> bool:
             # Two servers on one database come here at the same time: the second sees the new row.
-            if set(connection.execute("SELECT kid, key, exp FROM keys")) != known:
+            if set(connection.execute("SELECT kid, CAST(key AS BLOB), exp FROM keys")) != known:
                 return False
             # What a row held is overwritten in the file, not only forgotten.
             connection.execute("PRAGMA secure_delete=ON")
@@ -530,6 +533,28 @@ def _one_of_each(keys: Iterable[Key]) -> tuple[Key, ...]:
 
 def _name(row: Row) -> str:
     return f"row-{row[0]}"  # no thumbprint: those have 43 characters
+
+
+def require_ours(connection: sqlite3.Connection) -> None:
+    """Refuse a file whose keys another program stored, before anything is written to it.
+
+    Raises:
+        CannotOpen: there are keys and none of them looks like one that we sealed.
+    """
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'keys'").fetchone():
+        return
+    blobs = [row[0] for row in connection.execute("SELECT CAST(key AS BLOB) FROM keys")]
+    if blobs and not any(map(is_sealed, blobs)):
+        raise CannotOpen(f"it holds {len(blobs)} keys that this program did not seal")
+
+
+def is_sealed(blob: bytes) -> bool:
+    """Whether it looks like a key that we sealed, with whatever secret."""
+    try:
+        salt_of(blob)
+    except SealBroken:
+        return False
+    return True
 
 
 def has_keys(database: Database) -> bool:

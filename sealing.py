@@ -25,6 +25,7 @@ import json
 import os
 from typing import Any
 
+from argon2.exceptions import HashingError
 from argon2.low_level import Type, hash_secret_raw
 from cryptography.hazmat.primitives import padding
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -46,16 +47,16 @@ class SealBroken(ValueError):
 
 
 def derive(secret: bytes, salt: bytes) -> bytes:
-    """The content key: Argon2id, so that guessing a weak secret costs what guessing must cost."""
-    return hash_secret_raw(
-        secret,
-        salt,
-        DERIVATION_TIME,
-        DERIVATION_KIB,
-        DERIVATION_LANES,
-        CONTENT_KEY_BYTES,
-        Type.ID,
-    )
+    """The content key: Argon2id, so that guessing a weak secret costs what guessing must cost.
+
+    Raises:
+        MemoryError: there is not enough for it.
+    """
+    cost = DERIVATION_TIME, DERIVATION_KIB, DERIVATION_LANES
+    try:
+        return hash_secret_raw(secret, salt, *cost, CONTENT_KEY_BYTES, Type.ID)
+    except HashingError as error:
+        raise MemoryError(f"cannot derive a key: {DERIVATION_KIB} KiB are needed") from error
 
 
 def encrypt(content_key: bytes, iv: bytes, aad: bytes, plaintext: bytes) -> tuple[bytes, bytes]:

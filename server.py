@@ -16,6 +16,7 @@ can verify from its published key set. Run `python server.py`; see README.md for
 
     ratelimit.py     how often an address may ask        credentials.py   bodies and HTTP Basic
     settings.py      flags, variables, the secret        admin.py         the operator's commands
+    answers.py       refusals, published documents       web/             the token inspector
 
 Rules of this file:
 - An endpoint returns a Response, returns a Later, or raises. Failures become answers in one place.
@@ -27,6 +28,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -39,7 +41,6 @@ from collections import Counter
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, Union
-from urllib.parse import parse_qsl
 
 try:
     import accounts
@@ -67,6 +68,8 @@ from settings import ConfigurationError, Settings
 # -- the endpoints, in the order in which a user meets them
 
 LOOPBACK = ratelimit.parse_networks(("127.0.0.0/8", "::1"))  # RFC 1122 §3.2.1.3, RFC 4291 §2.5.3
+FORWARDING = {"x-forwarded-for", "forwarded", "x-real-ip", "via"}  # what a proxy adds
+WRITING = "reading and writing the database"  # what a 503 of it is reported as
 Answer = Union[Response, Later]
 Endpoint = Callable[[Request], Answer]
 
@@ -107,6 +110,7 @@ class App:
             answers.server_metadata(issuer),
             (*answers.ANY_ORIGIN, answers.cached(answers.MAX_AGE)),
         )
+        self._page = answers.inspector_page(Path(__file__).with_name("web"))
         self._database_stamp: object = None
         self.http_stats = httpd.Stats()  # the server's own, once there is one
         # outcome -> attempts since the start; counted by the database's one writer thread alone
@@ -159,9 +163,11 @@ class App:
         self.refuse_cross_site(request)
         client = self.client(request)
         self.limits["auth"].admit(client)
-        name, password = name_and_password(request)
-        expired = wants_expired(request)
-        return self.later(self.issue_token, client, name, password, expired, uses_basic(request))
+        given = credentials.name_and_password(request.headers, request.body)
+        name, password = accounts.checked_name(given[0]), accounts.checked_password(given[1])
+        expired = credentials.flag(request.query, "expired")
+        basic = credentials.uses_basic(request.headers)
+        return self.later(self.issue_token, client, name, password, expired, basic)
 
     def issue_token(
         self, client: str, name: str, password: str, expired: bool, basic: bool
@@ -189,6 +195,7 @@ class App:
             def written(trouble: Exception | None) -> None:
                 if trouble is None:
                     self.logins[outcome] += 1
+                    self.report(WRITING, None)
                 deliver(answer if trouble is None else self.refusal(trouble))
 
             self.accounts.record(client, outcome, user, written)
@@ -228,9 +235,18 @@ class App:
         """GET the discovery documents (RFC 8414 §3, OpenID Connect Discovery §4)."""
         return self._metadata
 
+    def inspector(self, request: Request) -> Answer:
+        """GET / and what it loads: the page that takes a token apart in the browser."""
+        file = self._page.get(request.path)
+        if file is None:
+            raise answers.NotFound
+        if_none_match = request.headers.get("if-none-match", "")
+        unchanged = answers.etag_matches(if_none_match, file.etag)
+        return file.not_modified if unchanged else file.response
+
     def healthz(self, request: Request) -> Answer:
         """GET /healthz: whether a token could be issued now."""
-        if self._troubles.get("database") or not self.keys.published().keys:
+        if any(self._troubles.values()) or not self.keys.published().keys:
             raise answers.NotReady
         return json_response(200, {"status": "ok"}, answers.NO_STORE)
 
@@ -238,7 +254,7 @@ class App:
         """GET /metrics: counters in the Prometheus text format, for those who may see them."""
         client = self.client(request)
         # A proxy on this machine that is not declared would lend its loopback address to anybody.
-        if client == request.client and "x-forwarded-for" in request.headers:
+        if client == peer_of(request) and FORWARDING & request.headers.keys():
             raise answers.Forbidden
         if not ratelimit.is_trusted(client, (*LOOPBACK, *self.settings.metrics_from)):
             raise answers.Forbidden
@@ -263,8 +279,7 @@ class App:
 
     def client(self, request: Request) -> str:
         """The client's address; behind a trusted proxy the one that the proxy names."""
-        # Whoever reaches a Unix domain socket is on this machine.
-        peer = "127.0.0.1" if request.client == "unix" else request.client
+        peer = peer_of(request)
         forwarded = request.headers.get("x-forwarded-for")
         if forwarded is None:
             return peer
@@ -276,13 +291,7 @@ class App:
 
     def refuse_cross_site(self, request: Request) -> None:
         """Refuse a browser's post from a foreign page, which could spend its user's attempts."""
-        site = request.headers.get("sec-fetch-site")
-        origin = request.headers.get("origin")
-        if site in ("same-origin", "none") or (site is None and origin is None):
-            return
-        host = request.headers.get("host", "")
-        ours = (answers.origin_of(self.issuer), f"http://{host}", f"https://{host}")
-        if site == "cross-site" or (origin is not None and origin not in ours):
+        if credentials.is_cross_site(request.headers, answers.origin_of(self.issuer)):
             raise answers.CrossSite
 
     def later(self, function: Callable[..., Response | Eventually], *arguments: object) -> Later:
@@ -300,6 +309,8 @@ class App:
 
     def refusal(self, failure: Exception) -> Response:
         """The one place where a failure becomes an answer."""
+        if isinstance(failure, Unavailable):
+            self.report(WRITING, str(failure))
         make = answers.FAILURES.get(type(failure))
         if make is not None:
             return make(failure)
@@ -323,8 +334,13 @@ class App:
     def prime_limits(self) -> None:
         """Count the attempts of the last minutes that stand in the log: a restart frees no slot."""
         longest = max((rule.period for rule in self.settings.auth_limit), default=0.0)
+        try:
+            attempts = self.accounts.recent_attempts(longest) if longest else []
+        except Unavailable as trouble:  # a courtesy, not worth a start
+            self.log(f"the limiter starts empty: {trouble}")
+            return
         ages: dict[str, list[float]] = {}
-        for address, age in self.accounts.recent_attempts(longest) if longest else ():
+        for address, age in attempts:
             ages.setdefault(ratelimit.source(address), []).append(age)
         for source, seconds_ago in ages.items():
             self.limits["auth"].limiter.prime(source, seconds_ago)
@@ -336,52 +352,42 @@ class App:
 
     def maintain(self) -> None:
         """Every second, on its own thread: make the keys that are due, drop what is too old."""
+        if self._troubles.get(WRITING):
+            self.attempt(WRITING, self.database.probe)
+        self.attempt("rotation", self.make_key_if_due)
+        self.attempt("retention of keys", self.keys.prune)
+        log_retention = self.settings.log_retention
+        self.attempt("retention of the log", lambda: self.accounts.prune_log(log_retention))
+
+    def make_key_if_due(self) -> None:
+        """Make the next key one lead before it must sign."""
+        if self.keys.make_due():
+            self.log("a new key was made")
+
+    def attempt(self, subject: str, task: Callable[[], object]) -> None:
+        """Do it; if it fails, tell the operator once and let the next tick try again."""
         try:
-            if self.keys.make_due():
-                self.log("a new key was made")
-            self.keys.prune()
-            self.accounts.prune_log(self.settings.log_retention)
-            self.report("maintenance", None)
+            task()
+            self.report(subject, None)
         except Unavailable as trouble:
-            self.report("maintenance", f"keys and log are not maintained now: {trouble}")
+            self.report(subject, str(trouble))
+        except Exception as failure:  # one task's defect must not end the others
+            self.report(subject, f"{type(failure).__name__} {answers.where(failure)}")
 
     def report(self, subject: str, trouble: str | None) -> None:
         """Tell the operator once that something is wrong, and once that it is well again."""
         before = self._troubles.get(subject)
         if trouble != before:
             self._troubles[subject] = trouble
-            self.log(trouble or f"{subject}: works again")
+            self.log(f"{subject}: {trouble or 'works again'}")
 
 
 # -- reading a request, routing it
 
 
-def name_and_password(request: Request) -> tuple[str, str]:
-    """The credentials in the body, in HTTP Basic, or in both if they are the same."""
-    members = credentials.fields(request.headers, request.body)
-    basic = credentials.basic(request.headers)
-    if basic is not None and not {"username", "password"} & members.keys():
-        found = basic
-    else:
-        found = credentials.text(members, "username"), credentials.text(members, "password")
-        if basic is not None and basic != found:
-            raise credentials.Malformed("body and Authorization name different credentials")
-    return accounts.checked_name(found[0]), accounts.checked_password(found[1])
-
-
-def uses_basic(request: Request) -> bool:
-    """Whether the client knows HTTP Basic."""
-    return request.headers.get("authorization", "")[:6].lower() == "basic "
-
-
-def wants_expired(request: Request) -> bool:
-    """Whether the query asks for a token that must be refused: `?expired=true`."""
-    if not request.query:
-        return False
-    wish = dict(parse_qsl(request.query, keep_blank_values=True)).get("expired", "false").lower()
-    if wish not in ("true", "false"):
-        raise credentials.Malformed("expired must be true or false")
-    return wish == "true"
+def peer_of(request: Request) -> str:
+    """The address of who is connected. Whoever reaches a Unix domain socket is on this machine."""
+    return "127.0.0.1" if request.client == "unix" else request.client
 
 
 ROUTES: dict[str, dict[str, str]] = {
@@ -392,6 +398,7 @@ ROUTES: dict[str, dict[str, str]] = {
     "/.well-known/oauth-authorization-server": {"GET": "metadata"},
     "/healthz": {"GET": "healthz"},
     "/metrics": {"GET": "metrics"},
+    **{path: {"GET": "inspector"} for path in answers.PAGE},
 }
 
 
@@ -440,6 +447,7 @@ class Service:
             raise
         self.http.app = self.app
         self.app.http_stats = self.http.stats
+        self.reload_wanted = False  # set by SIGHUP
         self._stopping = threading.Event()
         self._maintenance = threading.Thread(target=self._maintain, name="keys", daemon=True)
 
@@ -468,6 +476,9 @@ class Service:
     def _maintain(self) -> None:
         while not self._stopping.wait(min(TICK_SECONDS, self.app.keys.due_in() or TICK_SECONDS)):
             self.app.maintain()
+            if self.reload_wanted:
+                self.reload_wanted = False
+                self.reload_certificate()
 
 
 def listen(
@@ -488,7 +499,9 @@ def listen(
             log=log,
             on_turn=on_turn,
         )
-    except (OSError, ValueError) as error:
+    except ValueError as error:
+        raise ConfigurationError(f"--tls-cert, --tls-key: {error}") from error
+    except OSError as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigurationError(
             f"cannot listen on {config.host} port {config.port}: {reason}; "
@@ -506,8 +519,9 @@ def open_app(
     monotonic: Callable[[], float] = time.monotonic,
 ) -> App:
     """The database, its keys and accounts, and the App on top."""
+    settings.check_given_secrets(environ)
     try:
-        database = Database(config.db)
+        database = Database(config.db, accept=keystore.require_ours)
     except CannotOpen as error:
         raise ConfigurationError(str(error)) from error
     try:
@@ -530,26 +544,19 @@ def open_app(
             database,
             keys,
             users,
-            issuer=config.issuer or reachable(url),
+            issuer=config.issuer or settings.default_issuer(url),
             log=log,
             clock=clock,
             monotonic=monotonic,
         )
         app.prime_limits()
         return app
-    except (keystore.WrongSecret, Unavailable) as error:
+    except (keystore.WrongSecret, Unavailable, MemoryError) as error:
         database.close()
         raise ConfigurationError(str(error)) from error
     except BaseException:
         database.close()
         raise
-
-
-def reachable(url: str) -> str:
-    """The URL with an address that can be connected to in place of "any", or of a socket file."""
-    if url.startswith("unix:"):
-        return "http://localhost"
-    return url.replace("//0.0.0.0", "//127.0.0.1").replace("//[::]", "//[::1]")
 
 
 class Issuer:
@@ -562,8 +569,12 @@ class Issuer:
             "access_log": "off",
             "db": str(Path(self._directory.name, "keys.db")),
         }
-        config = settings.make_settings({**defaults, **values})
-        self._service = Service(config, dict(os.environ), lambda line: None)
+        try:
+            config = settings.make_settings({**defaults, **values})
+            self._service = Service(config, dict(os.environ), lambda line: None)
+        except BaseException:
+            self._directory.cleanup()
+            raise
         self.url = self._service.http.url
         self._thread = threading.Thread(target=self._service.run, name="issuer", daemon=True)
         self._thread.start()
@@ -614,6 +625,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = vars(parser.parse_args(arguments))
     log = httpd.LineLog()
     try:
+        leave_on_signals()
+        forbid_core_dumps()
         os.umask(0o077)  # the database, its log and the secret are for us alone
         service = Service(settings.configure(flags, environment()), environment(), log.write)
     except ConfigurationError as error:
@@ -641,10 +654,29 @@ def occupy_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
 
 
+def leave_on_signals() -> None:
+    """Until it is ready, SIGTERM and Ctrl-C close what was begun and exit 0."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
+
+
+def forbid_core_dumps() -> None:
+    """A core dump would hold the secret and every private key."""
+    with contextlib.suppress(ImportError, OSError, ValueError):  # Windows has no such limit
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
 def obey_signals(service: Service) -> None:
     """The first SIGTERM or Ctrl-C finishes what is in flight, a second one ends at once.
 
-    SIGHUP reads the certificate again.
+    SIGHUP has the certificate read again, if there is one. A handler takes no lock: the thread that
+    it interrupts may hold it.
     """
 
     def handle(number: int, frame: object) -> None:
@@ -654,8 +686,8 @@ def obey_signals(service: Service) -> None:
 
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)
-    if hasattr(signal, "SIGHUP"):  # not on Windows
-        signal.signal(signal.SIGHUP, lambda number, frame: service.reload_certificate())
+    if service.app.settings.tls_cert and hasattr(signal, "SIGHUP"):  # not on Windows
+        signal.signal(signal.SIGHUP, lambda n, frame: setattr(service, "reload_wanted", True))
 
 
 if __name__ == "__main__":

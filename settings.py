@@ -35,6 +35,8 @@ class ConfigurationError(Exception):
 
 
 T = TypeVar("T")
+LONGEST = 36_500 * 86_400  # s: a century; dates stay within what SQLite and datetime can write
+MAX_HASH_KIB = 1_048_576  # 1 GiB a hash; more is a slip of the pen
 
 
 def setting(default: Any, parse: Callable[[str], T], placeholder: str, help_text: str) -> T:
@@ -44,13 +46,23 @@ def setting(default: Any, parse: Callable[[str], T], placeholder: str, help_text
     return dataclasses.field(default=value, metadata=details)
 
 
+def filled(text: str) -> str:
+    """Text that is not blank: a variable set to nothing is not the same as one left out."""
+    if not text.strip():
+        raise ValueError("is blank: write a value, or leave it out")
+    return text
+
+
 def duration(text: str) -> float:
     """`4s`, `90m`, `1h`, `30d`, `500ms`, or plain seconds: in seconds."""
     match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h|d|w)?", text.strip())
     if match is None:
         raise ValueError("write a duration such as 90s, 10m, 1h or 30d")
     units = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-    return float(match[1]) * units[match[2] or "s"]
+    seconds = float(match[1]) * units[match[2] or "s"]
+    if seconds > LONGEST:
+        raise ValueError("write a duration of at most 36500d")
+    return seconds
 
 
 def whole_seconds(text: str) -> float:
@@ -96,6 +108,13 @@ def issuer_url(text: str) -> str:
     return text
 
 
+def default_issuer(url: str) -> str:
+    """The URL with an address that can be connected to in place of "any", or of a socket file."""
+    if url.startswith("unix:"):
+        return "http://localhost"
+    return url.replace("//0.0.0.0", "//127.0.0.1").replace("//[::]", "//[::1]")
+
+
 def one_of(*words: str) -> Callable[[str], str]:
     """One of a few words."""
 
@@ -112,7 +131,8 @@ def hash_cost(text: str) -> accounts.HashCost:
     match = re.fullmatch(r"t=([0-9]{1,3}),m=([0-9]{1,7}),p=([0-9]{1,2})", text)
     cost = accounts.HashCost(*map(int, match.groups())) if match else None
     # RFC 9106 §3.1: at least one pass, one lane, and 8 KiB a lane.
-    if cost is None or min(cost) < 1 or cost.memory_kib < 8 * cost.lanes:
+    sound = cost is not None and min(cost) >= 1 and cost.memory_kib >= 8 * cost.lanes
+    if cost is None or not sound or cost.memory_kib > MAX_HASH_KIB or cost.lanes > 16:
         raise ValueError("write t=PASSES,m=KIB,p=LANES such as t=2,m=19456,p=1")
     return cost
 
@@ -121,9 +141,9 @@ def hash_cost(text: str) -> accounts.HashCost:
 class Settings:
     """All that can be set: --some-flag on the command line, or JWKS_SOME_FLAG."""
 
-    host: str = setting("127.0.0.1", str, "HOST", "address to listen on; :: for both families")
+    host: str = setting("127.0.0.1", filled, "HOST", "address to listen on; :: for both families")
     port: int = setting("8080", port_number, "PORT", "0 takes a free one")
-    db: str = setting("totally_not_my_privateKeys.db", str, "FILE", "the SQLite database")
+    db: str = setting("totally_not_my_privateKeys.db", filled, "FILE", "the SQLite database")
     auth_limit: tuple[ratelimit.Rule, ...] = setting(
         "5/minute", ratelimit.parse_limit, "COUNT/PERIOD", "of POST /auth by address, or off"
     )
@@ -137,7 +157,7 @@ class Settings:
         "open", one_of("open", "closed"), "open|closed", "whether POST /register is for anybody"
     )
     issuer: str | None = setting(None, issuer_url, "URL", "`iss` of the tokens; default our URL")
-    audience: str | None = setting(None, str, "TEXT", "`aud` of the tokens; default none")
+    audience: str | None = setting(None, filled, "TEXT", "`aud` of the tokens; default none")
     token_ttl: float = setting("1h", whole_seconds, "DURATION", "how long a token is valid")
     key_lifetime: float = setting("30d", whole_seconds, "DURATION", "how long a key exists")
     key_lead: float = setting("24h", duration, "DURATION", "a key is published, then signs")
@@ -156,8 +176,8 @@ class Settings:
         "1h", duration_or_off, "DURATION", "how long a verified password is remembered, or off"
     )
     log_retention: float = setting("90d", duration, "DURATION", "how long logins are kept")
-    tls_cert: str | None = setting(None, str, "FILE", "certificate chain (PEM); turns on TLS")
-    tls_key: str | None = setting(None, str, "FILE", "its private key (PEM)")
+    tls_cert: str | None = setting(None, filled, "FILE", "certificate chain (PEM); turns on TLS")
+    tls_key: str | None = setting(None, filled, "FILE", "its private key (PEM)")
     max_connections: int = setting("10000", positive, "COUNT", "open at once")
     max_per_client: int = setting("2000", positive, "COUNT", "open at once from one address")
     access_log: str = setting(
@@ -185,8 +205,8 @@ def make_settings(values: Mapping[str, object]) -> Settings:
     """
     parsed: dict[str, Any] = {}
     for row in dataclasses.fields(Settings):
-        if row.name in values:
-            value = values[row.name]
+        value = values.get(row.name)
+        if value is not None:
             text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
             try:
                 parsed[row.name] = row.metadata["parse"](text)
@@ -245,7 +265,7 @@ def configure(arguments: Mapping[str, object], environ: Mapping[str, str]) -> Se
 # -- the secret that seals the keys
 
 SECRET_BYTES = 32  # of a generated secret: 256 bits, nothing to guess
-SHORT_SECRET = 16  # characters; fewer deserve a warning even behind Argon2id
+SHORT_SECRET = 16  # bytes; fewer deserve a warning even behind Argon2id
 
 
 def load_secret(
@@ -268,7 +288,8 @@ def load_secret(
     if path.is_symlink():
         raise ConfigurationError(f"{path} is a link: name its target in NOT_MY_KEY_FILE instead")
     if not path.is_file():
-        if keystore.has_keys(database) and previous is None:
+        # Looked for again: another first start may have made both in between.
+        if keystore.has_keys(database) and previous is None and not path.is_file():
             raise ConfigurationError(
                 f"the keys in {database.path} are sealed and there is no secret to open them: "
                 f"set NOT_MY_KEY, or put back {path}"
@@ -281,6 +302,16 @@ def load_secret(
     elif path.stat().st_mode & 0o077 and os.name == "posix":
         log(f"{path} can be read by others: chmod 600 it, then change the secret (admin.py rekey)")
     return checked_secret(read_secret(path), str(path), log), previous
+
+
+def check_given_secrets(environ: Mapping[str, str]) -> None:
+    """Refuse a blank or unreadable secret before any file is touched.
+
+    Raises:
+        ConfigurationError: a variable is blank, or names a file that cannot be used.
+    """
+    for name in ("NOT_MY_KEY", "NOT_MY_KEY_PREVIOUS"):
+        given_secret(name, dict(environ), lambda line: None)
 
 
 def given_secret(
@@ -300,7 +331,7 @@ def checked_secret(secret: bytes, origin: str, log: Callable[[str], None]) -> by
     if not secret.strip():
         raise ConfigurationError(f"{origin} is blank: set a secret, or unset it to have one made")
     if len(secret) < SHORT_SECRET:
-        log(f"{origin} has only {len(secret)} characters: {SHORT_SECRET} or more resist guessing")
+        log(f"{origin} has only {len(secret)} bytes: {SHORT_SECRET} or more resist guessing")
     return secret
 
 
@@ -328,7 +359,17 @@ def create_secret(path: Path) -> None:
             os.link(draft, path)
         finally:
             os.unlink(draft)
+        sync_directory(path.parent)
     except FileExistsError:
         return  # another process was faster: its secret is the one
     except OSError as error:
         raise ConfigurationError(f"cannot write the secret: {error}") from error
+
+
+def sync_directory(path: Path) -> None:
+    """Have the names in a directory on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

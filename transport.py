@@ -83,12 +83,18 @@ def url_of(listener: socket.socket, host: str, tls: bool) -> str:
 
 
 def tls_context(certificate: str, key: str) -> ssl.SSLContext:
-    """TLS 1.2 and up; ciphers and curves are those of the library, which is newer than a list."""
+    """TLS 1.2 and up; ciphers and curves are those of the library, which is newer than a list.
+
+    `ValueError` if the files are no certificate and its key.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
-    context.load_cert_chain(certificate, key)
+    try:
+        context.load_cert_chain(certificate, key)
+    except OSError as error:  # ssl.SSLError among them
+        raise ValueError(f"cannot use {certificate} with {key}: {error}") from error
     return context
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import socket
 import threading
@@ -18,7 +17,7 @@ LAST = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
 
 class Routes(Handler):
-    """Answers by path: /echo the body, /later from a worker, /big a lot."""
+    """Answers by path: /echo the body, /later from a worker, /medium and /big a lot."""
 
     def route(self, request: Request) -> Response | Later:
         server: Any = self.server
@@ -29,6 +28,8 @@ class Routes(Handler):
             return Later(server.work, request)
         if request.path == "/big":
             return Response(200, (), b"x" * 1_000_000)
+        if request.path == "/medium":
+            return Response(200, (), b"x" * 60_000)  # below the high water mark
         if request.path == "/defect":
             raise ZeroDivisionError("secret")
         return ANSWER
@@ -40,6 +41,7 @@ class LiveServer(Server):
     def __init__(self, **settings: Any) -> None:
         self.lines: list[str] = []
         self.seen: list[Request] = []
+        self.turns = 0
         self.work: Callable[[Request], Response] = lambda request: Response(200, (), b"worked")
         settings.setdefault("port", 0)
         settings.setdefault("log", self.lines.append)
@@ -54,6 +56,10 @@ class LiveServer(Server):
         self.stop()
         self.thread.join(15)
         assert not self.thread.is_alive(), "the server did not stop"
+
+    def _turn(self) -> None:
+        self.turns += 1
+        super()._turn()
 
     def hold(self) -> threading.Event:
         """Let every worker wait until this event is set."""
@@ -79,6 +85,14 @@ class LiveServer(Server):
     def address(self) -> tuple[str, int]:
         host, _, port = self.url.split("//")[1].rpartition(":")
         return host.strip("[]"), int(port)
+
+    def connect_narrowly(self) -> Client:
+        """A client whose connection holds a few thousand octets on their way to it, not more."""
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        connection.connect(self.address)
+        return Client(connection)
 
     def connect(self) -> Client:
         if self.url.startswith("unix:"):
@@ -115,9 +129,8 @@ class Client:
     def rest(self) -> bytes:
         """What comes until the end of the connection."""
         octets, self.buffer = self.buffer, b""
-        with contextlib.suppress(ConnectionResetError):
-            while part := self.connection.recv(65_536):
-                octets += part
+        while part := self.connection.recv(65_536):
+            octets += part
         return octets
 
     def answer(self, head_only: bool = False) -> Answer:

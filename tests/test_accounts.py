@@ -102,9 +102,16 @@ class Authenticating(AccountsTest):
 
     def test_a_stored_hash_that_would_cost_too_much_matches_nothing(self):
         password = self.accounts.register("alice", None)
-        for stored in ("$argon2id$v=19$m=4194304,t=3,p=1$c29tZXNhbHQ$c29tZWhhc2g", "plain", ""):
+        for stored in ("$argon2id$v=19$m=4194304,t=3,p=1$c29tZXNhbHQ$c29tZWhhc2g", "plain", "",
+                       b"x",
+                       "$argon2id$v=19$m=8,t=1,p=0$c29tZXNhbHQ$c29tZWhhc2g"):  # fmt: skip
             self.store_hash(stored)
             self.assertEqual(self.outcome("alice", password), "bad_password")
+
+    def test_a_hash_at_the_default_of_the_library_is_verified_and_replaced(self):
+        self.accounts.register("alice", None)
+        self.store_hash(argon2.PasswordHasher().hash("imported"))
+        self.assertEqual(self.outcome("alice", "imported"), "alice")
 
     def test_hashes_on_no_more_threads_than_there_are_cores(self):
         self.accounts = self.open_accounts(cores=2)

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -246,6 +247,7 @@ class KeysTest(AdminTest):
 
 class Keys(KeysTest):
     def test_of_a_new_database_are_none_and_no_secret_is_made(self):
+        self.admin("users", "add", "alice")
         for words, expected in (("list", "kid\texpires\tstate\n"), ("export", '{"keys": []}\n')):
             code, out, _ = self.admin("keys", words, environ={})
             self.assertEqual((code, out), (0, expected))
@@ -350,6 +352,7 @@ class Secrets(KeysTest):
         self.assertEqual([row[2] for row in self.listed({})], ["expired", "signing"])
 
     def test_are_not_changed_where_there_is_nothing_to_seal(self):
+        self.admin("users", "add", "alice")
         code, _, err = self.admin("rekey", environ=self.BOTH)
         self.assertEqual((code, err.count("\n")), (1, 1))
 
@@ -403,6 +406,23 @@ class Backups(KeysTest):
 
 
 class TheCommandLine(AdminTest):
+    def test_that_names_no_database_makes_none(self):
+        for words in (("users", "list"), ("users", "reset", "a"), ("keys", "list"), ("log",)):
+            code, out, err = self.admin(*words)
+            self.assertEqual((code, out, err.count("\n")), (2, "", 1))
+        self.assertEqual(os.listdir(self.folder), [])
+
+    def test_refuses_keys_that_another_program_stored(self):
+        with contextlib.closing(sqlite3.connect(self.path)) as other:
+            other.execute("CREATE TABLE keys(kid INTEGER PRIMARY KEY, key BLOB, exp INTEGER)")
+            other.execute("INSERT INTO keys (key, exp) VALUES ('-----BEGIN', 1)")
+            other.commit()
+        before = self.path.read_bytes()
+        code, _, err = self.admin("keys", "list")
+        self.assertEqual(code, 2)
+        self.assertIn("did not seal", err)
+        self.assertEqual(self.path.read_bytes(), before)
+
     def test_in_error_is_one_line_and_exit_2(self):
         for words in ((), ("users",), ("users", "rename"), ("users", "add"), ("keys", "list", "x")):
             with self.subTest(words=words):

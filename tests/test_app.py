@@ -143,6 +143,18 @@ class BadInput(AppTest):
         self.assertEqual(self.app.accounts.users(), [])
 
 
+class Costly(AppTest):
+    def test_names_are_bounded_before_they_are_normalised(self):
+        name = "\u0301\u0323" * 16_000
+        with mock.patch("unicodedata.normalize", side_effect=AssertionError):
+            self.assertEqual(self.call("POST", "/register", {"username": name}).status, 400)
+
+    def test_the_longest_name_may_be_sent_decomposed(self):
+        self.register("\u1eb7" * 64)
+        decomposed = "a\u0323\u0306" * 64
+        self.assertEqual(self.call("POST", "/register", {"username": decomposed}).status, 409)
+
+
 class LoggingIn(AppTest):
     settings = {"auth_limit": "off"}
 
@@ -230,6 +242,8 @@ class LoggingIn(AppTest):
     def test_refuses_a_wish_that_is_neither_true_nor_false(self):
         members = {"username": "alice", "password": self.password}
         self.assertEqual(self.call("POST", "/auth", members, query="expired=maybe").status, 400)
+        twice = self.call("POST", "/auth", members, query="expired=true&expired=false")
+        self.assertEqual(twice.status, 400)
         self.assertEqual(self.call("POST", "/auth", members, query="expired=false").status, 200)
 
     def test_is_a_404_while_no_unexpired_key_exists(self):
@@ -333,6 +347,26 @@ class Limiting(AppTest):
         self.assertEqual(response.status, 429)
         self.assertEqual(header(response, "Retry-After"), "40")
 
+    def test_starts_beside_rows_that_another_program_wrote(self):
+        with sqlite3.connect(self.path) as other:
+            now = "2027-01-15 08:00:00"
+            for row in ((b"x", now), ("192.0.2.1", "soon"), ("192.0.2.1", now + "x"),
+                        ("192.0.2.1", None), ("192.0.2.1", 1_800_000_000)):  # fmt: skip
+                other.execute(
+                    "INSERT INTO auth_logs (request_ip, request_timestamp) VALUES (?, ?)", row
+                )
+        other.close()
+        self.app.database.close()
+        self.app = self.open_app()
+        self.clock.advance(100 * 86_400)
+        self.login("nobody", "x")
+        self.app.maintain()
+        # Without a time of its own, a row goes with a later one that is old enough.
+        self.assertEqual(self.app.database.read("SELECT count(*) FROM auth_logs"), [(3,)])
+        self.clock.advance(100 * 86_400)
+        self.app.maintain()
+        self.assertEqual(self.app.database.read("SELECT count(*) FROM auth_logs"), [(0,)])
+
     def test_believes_forwarding_only_from_a_trusted_proxy(self):
         self.app = self.open_app(trusted_proxy="10.0.0.0/8")
         for number in range(6):
@@ -414,11 +448,43 @@ class Measuring(AppTest):
         self.assertEqual(self.call("GET", "/metrics", client="192.0.2.1").status, 200)
         self.assertEqual(self.call("GET", "/metrics").status, 200)
 
+    def test_is_not_lent_through_a_socket_file_either(self):
+        forwarded = {"x-forwarded-for": "192.0.2.1"}
+        self.assertEqual(self.call("GET", "/metrics", client="unix").status, 200)
+        response = self.call("GET", "/metrics", client="unix", headers=forwarded)
+        self.assertEqual(response.status, 403)
+
     def test_is_not_lent_to_others_by_a_proxy_on_this_machine(self):
         forwarded = {"x-forwarded-for": "192.0.2.1"}
         self.assertEqual(self.call("GET", "/metrics", headers=forwarded).status, 403)
         self.app = self.open_app(trusted_proxy="127.0.0.1")
         self.assertEqual(self.call("GET", "/metrics", headers=forwarded).status, 403)
+
+
+class Failing(AppTest):
+    def test_writing_is_a_503_that_the_operator_and_healthz_know_of_until_it_works(self):
+        self.app.database.write(lambda c: c.execute("PRAGMA max_page_count=1"))
+        name = "x" * 60
+        statuses = {self.call("POST", "/register", {"username": name + str(n)}).status
+                    for n in range(50)}  # fmt: skip
+        self.assertIn(503, statuses)
+        self.assertLessEqual(statuses, {201, 503})
+        self.assertEqual(self.call("GET", "/healthz").status, 503)
+        self.assertEqual(sum("full" in line for line in self.lines), 1, self.lines)
+        self.app.database.write(lambda c: c.execute("PRAGMA max_page_count=100000"))
+        self.app.maintain()
+        self.assertEqual(self.call("GET", "/healthz").status, 200)
+        self.assertIn("works again", self.lines[-1])
+
+    def test_one_task_of_the_maintenance_does_not_stop_the_others(self):
+        broken = mock.patch.object(self.app.keys, "prune", side_effect=ZeroDivisionError("x"))
+        with broken, mock.patch.object(self.app.accounts, "prune_log") as prune_log:
+            self.app.maintain()
+            self.app.maintain()
+        self.assertEqual(prune_log.call_count, 2)
+        self.assertEqual(sum("ZeroDivisionError" in line for line in self.lines), 1)
+        self.app.maintain()
+        self.assertEqual(self.call("GET", "/healthz").status, 200)
 
 
 class Routing(AppTest):

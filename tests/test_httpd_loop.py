@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 import unittest
+from collections.abc import Callable
 from typing import ClassVar
 
 from httpd import Later, Limits, Request, Response, Server, error, json_response
@@ -17,6 +18,7 @@ from tests.httpd_live import (
     ANSWER,
     GET,
     LAST,
+    Client,
     LiveServer,
     Routes,
     statuses,
@@ -168,6 +170,16 @@ class Pipelining(LiveTest):
             self.assertLess(len(self.server.seen), 10)
             self.assertEqual({len(client.answer().body) for _ in range(20)}, {1_000_000})
 
+    def test_goes_on_after_an_answer_that_waited_for_a_reader_and_one_from_a_worker(self) -> None:
+        gate = self.server.hold()
+        with self.server.connect_narrowly() as client:
+            client.send(b"".join(post(path, b"e") for path in ("/medium", "/later", "/echo")))
+            self.assertTrue(wait_until(lambda: len(self.server.seen) == 2))
+            gate.set()
+            time.sleep(0.1)
+            bodies = [client.answer().body for _ in range(3)]
+        self.assertEqual(bodies, [b"x" * 60_000, b"hello", b"e"])
+
 
 class Deadlines(LiveTest):
     settings: ClassVar[dict[str, object]] = {"limits": QUICK}
@@ -207,6 +219,15 @@ class Deadlines(LiveTest):
             self.assertTrue(wait_until(lambda: self.server.stats.connections_accepted == 1))
             self.assertTrue(wait_until(lambda: self.server.stats.connections_open == 0))
 
+    def test_that_end_a_connection_end_it_for_its_worker_too(self) -> None:
+        gate = self.server.hold()
+        with self.server.connect_narrowly() as client:
+            client.send(post("/medium", b"") + post("/later", b""))
+            self.assertTrue(wait_until(lambda: self.server.stats.timeouts == 1))
+            gate.set()
+            self.assertEqual(statuses(self.server.ask(LAST)), [200])
+        self.assertEqual([line for line in self.server.lines if "error" in line], [])
+
     def test_do_not_end_what_the_server_itself_takes_long_for(self) -> None:
         self.server.take(0.8)
         with self.server.connect() as client:
@@ -222,6 +243,15 @@ class EarlyAnswers(LiveTest):
                 for _ in range(90):
                     client.send(b"a" * 100_000)
                 self.assertEqual(statuses(client.rest()), [413])
+
+    def test_reach_a_client_that_sends_on_after_its_last_request(self) -> None:
+        for _ in range(20):
+            with self.server.connect() as client:
+                client.send(LAST)
+                self.assertTrue(wait_until(lambda: self.server.stats.requests[200]))
+                client.send(GET)
+                self.assertEqual(statuses(client.rest()), [200])
+                self.server.stats.requests.clear()
 
 
 class Workers(LiveTest):
@@ -262,6 +292,16 @@ class Workers(LiveTest):
             client.connection.shutdown(socket.SHUT_WR)
             self.assertEqual(statuses(client.rest()), [200])
 
+    def test_without_memory_ask_to_come_again(self) -> None:
+        def work(request: Request) -> Response:
+            raise MemoryError
+
+        self.server.work = work
+        with self.server.connect() as client:
+            client.send(post("/later", b""))
+            answer = client.answer()
+        self.assertEqual((answer.status, answer.headers["retry-after"]), (503, "1"))
+
     def test_survive_a_defect(self) -> None:
         def work(request: Request) -> Response:
             raise SystemExit("secret")
@@ -274,6 +314,52 @@ class Workers(LiveTest):
         self.assertFalse([line for line in self.server.lines if "secret" in line])
 
 
+class Waiting(LiveTest):
+    """Whatever a connection waits for, the loop sleeps meanwhile."""
+
+    settings: ClassVar[dict[str, object]] = {"limits": Limits(linger=5.0)}
+
+    def claim_sleep(self, octets: bytes, then: Callable[[Client], object] | None = None) -> None:
+        with self.server.connect() as client:
+            client.send(octets)
+            if then is not None:
+                then(client)
+            time.sleep(0.1)
+            turns = self.server.turns
+            time.sleep(0.2)
+            self.assertLess(self.server.turns - turns, 10)
+
+    def test_for_a_request(self) -> None:
+        self.claim_sleep(GET)
+
+    def test_for_the_rest_of_a_head_or_body(self) -> None:
+        self.claim_sleep(GET[:-1])
+        self.claim_sleep(post("/echo", b"abc")[:-1])
+
+    def test_for_a_worker(self) -> None:
+        gate = self.server.hold()
+        self.addCleanup(gate.set)
+        self.claim_sleep(post("/later", b""))
+
+    def test_for_a_worker_while_more_comes(self) -> None:
+        gate = self.server.hold()
+        self.addCleanup(gate.set)
+        self.claim_sleep(post("/later", b""), lambda client: client.send(GET * 100))
+
+    def test_for_a_worker_after_the_last_octet(self) -> None:
+        gate = self.server.hold()
+        self.addCleanup(gate.set)
+        self.claim_sleep(
+            post("/later", b""), lambda client: client.connection.shutdown(socket.SHUT_WR)
+        )
+
+    def test_for_a_reader(self) -> None:
+        self.claim_sleep(GET.replace(b"/ ", b"/big ") * 20)
+
+    def test_for_the_end_of_a_refused_client(self) -> None:
+        self.claim_sleep(b"GET /\r\n", lambda client: client.send(b"x" * 1000))
+
+
 class Room(unittest.TestCase):
     def test_for_one_client_is_a_share(self) -> None:
         with LiveServer(max_per_client=2) as server:
@@ -281,8 +367,7 @@ class Room(unittest.TestCase):
             for client in (first, second):
                 client.send(GET)
                 client.answer()
-            third = server.ask(GET)
-            self.assertIn(statuses(third), ([503], []))
+            self.assertEqual(statuses(server.ask(b"")), [503])
             self.assertEqual(server.stats.rejected_client, 1)
             with first, second:
                 first.send(GET)
@@ -293,6 +378,7 @@ class Room(unittest.TestCase):
             for _ in range(5):
                 self.assertEqual(statuses(server.ask(LAST)), [200])
                 self.assertTrue(wait_until(lambda: server.stats.connections_open == 0))
+            self.assertEqual(dict(server._per_client), {})
 
     def test_is_made_by_those_who_rest(self) -> None:
         with LiveServer(max_connections=2, limits=QUICK._replace(idle=60.0)) as server:
@@ -300,7 +386,8 @@ class Room(unittest.TestCase):
             for client in resting:
                 client.send(GET)
                 client.answer()
-            self.assertTrue(wait_until(lambda: statuses(server.ask(LAST)) == [200]))
+            self.assertTrue(wait_until(lambda: server.stats.connections_open < 2))
+            self.assertEqual(statuses(server.ask(LAST)), [200])
             self.assertGreaterEqual(server.stats.connections_accepted, 3)
             for client in resting:
                 client.connection.close()
@@ -361,6 +448,7 @@ class Stopping(unittest.TestCase):
         with LiveServer() as server:
             gate = server.hold()
             working, idle, half = server.connect(), server.connect(), server.connect()
+            new = server.connect()
             working.send(post("/later", b""))
             idle.send(GET)
             idle.answer()
@@ -368,6 +456,8 @@ class Stopping(unittest.TestCase):
             self.assertTrue(wait_until(lambda: len(server.seen) == 2))
             server.stop()
             self.assertTrue(idle.is_closed())
+            new.send(GET)
+            self.assertEqual(statuses(new.rest()), [200])
             gate.set()
             self.assertEqual(statuses(working.rest()), [200])
             half.send(GET[-2:])
@@ -376,7 +466,7 @@ class Stopping(unittest.TestCase):
             self.assertIn(b"Connection: close", octets)
             with self.assertRaises(OSError):
                 server.connect()
-            for client in (working, idle, half):
+            for client in (working, idle, half, new):
                 client.connection.close()
 
     def test_does_not_wait_for_ever(self) -> None:

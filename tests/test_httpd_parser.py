@@ -194,6 +194,9 @@ class Reading(unittest.TestCase):
         paths = [r.path for r in read(b"".join(GOOD.values())) if isinstance(r, Request)]
         self.assertEqual(paths, ["/a", *["/"] * 5, "/c", "*", "/", "/"])
 
+    def test_forgives_a_blank_line_before_each_request(self) -> None:
+        self.assertEqual(len(read(GOOD["blank line before"] * 3)), 3)
+
     def test_reads_a_head_of_exactly_the_limit(self) -> None:
         start = b"GET / HTTP/1.1\r\nHost: "
         head = start + b"a" * (400 - len(start) - 4) + b"\r\n\r\n"
@@ -234,6 +237,10 @@ class Refusing(unittest.TestCase):
                 results = read(GOOD["chunks"] + octets)
                 self.assertEqual([type(r) for r in results], [Request, int])
                 self.assertEqual(results[1], expected)
+
+    def test_does_no_arithmetic_with_thousands_of_digits(self) -> None:
+        octets = post(b"Content-Length: " + b"9" * 5_000 + b"\r\n")
+        self.assertEqual(read(octets, limits=Limits()), [413])
 
 
 class Pieces(unittest.TestCase):
@@ -277,6 +284,11 @@ class Remembering(unittest.TestCase):
         self.assertIsNot(first, second)
         self.assertEqual(outline([first]), outline([second]))
 
+    def test_long_heads_are_not_kept(self) -> None:
+        octets = b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 1_000 + b"\r\n\r\n"
+        first, second = read(octets * 2, limits=Limits())
+        self.assertIsNot(first, second)
+
     def test_a_longer_head_that_begins_alike_is_another_request(self) -> None:
         _, second = read(b"GET / HTTP/1.0\r\n\r\nGET / HTTP/1.0\r\nX: y\r\n\r\n")
         self.assertEqual(outline([second])[0][3], {"x": "y"})  # type: ignore[index]
@@ -298,6 +310,14 @@ class Expecting(unittest.TestCase):
     def test_is_pointless_without_a_body_or_with_one_under_way(self) -> None:
         self.assertFalse(self.expects(post(b"Expect: 100-continue\r\n")))
         self.assertFalse(self.expects(post(b"Expect: 100-continue\r\nContent-Length: 2\r\n", b"o")))
+
+    def test_ends_with_the_body(self) -> None:
+        parser = Parser(LIMITS, "c")
+        parser.feed(post(b"Expect: 100-continue\r\nContent-Length: 2\r\n"))
+        self.assertIsNone(parser.next_request())
+        parser.feed(b"ok")
+        self.assertIsNotNone(parser.next_request())
+        self.assertFalse(parser.expects_continue)
 
     def test_is_not_known_to_http_1_0(self) -> None:
         octets = b"POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"

@@ -148,7 +148,7 @@ class TLS(unittest.TestCase):
 
     def test_keeps_its_certificate_when_the_new_one_is_bad(self) -> None:
         os.unlink(self.files[1])
-        with self.assertRaises(OSError):
+        with self.assertRaises(ValueError):
             self.server.reload_tls()
         with self.handshake() as client:
             self.assertEqual(self.subject(client), "first")

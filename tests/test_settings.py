@@ -35,7 +35,8 @@ class Values(unittest.TestCase):
             ("token_ttl", "1.5s"), ("auth_limit", "many"), ("issuer", "issuer.example"),
             ("issuer", "https://a.example/?x"), ("trusted_proxy", "10.0.0.1/8"),
             ("argon2", "t=0,m=8,p=1"), ("argon2", "m=8"), ("access_log", "xml"),
-            ("verified_cache", "maybe"),
+            ("verified_cache", "maybe"), ("host", ""), ("db", " "), ("audience", ""),
+            ("key_lifetime", "999999w"), ("argon2", "t=1,m=9999999,p=1"),
         ):  # fmt: skip
             with self.subTest(name=name, value=value):
                 flag = name.replace("_", "-")
@@ -51,6 +52,9 @@ class Values(unittest.TestCase):
     def test_half_of_tls_is_an_error(self):
         with self.assertRaisesRegex(ConfigurationError, "needed together"):
             make_settings({"tls_cert": "cert.pem"})
+
+    def test_none_is_the_default(self):
+        self.assertEqual(make_settings({"audience": None, "port": None}), Settings())
 
     def test_an_unknown_name_is_an_error(self):
         with self.assertRaisesRegex(ConfigurationError, "there is no setting colour"):
@@ -173,7 +177,7 @@ class TheSecret(TemporaryFolder):
 
     def test_a_short_one_is_warned_about(self):
         self.assertEqual(self.load(NOT_MY_KEY="short"), b"short")
-        self.assertIn("only 5 characters", self.lines[0])
+        self.assertIn("only 5 bytes", self.lines[0])
 
     def test_a_file_that_cannot_be_read_is_an_error(self):
         with self.assertRaisesRegex(ConfigurationError, "cannot read the secret"):

@@ -1,0 +1,119 @@
+"""Sockets before HTTP: who the peer is, and how an address is listened on."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+import tempfile
+import unittest
+
+from tests.test_httpd_tls import make_certificate
+from transport import client_of, listen, share_of, tls_context, unlisten, url_of
+
+FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+class Peers(unittest.TestCase):
+    def test_are_named_by_their_address_alone(self) -> None:
+        for address, name in (
+            (("192.0.2.1", 5), "192.0.2.1"),
+            (("2001:db8::1", 5, 0, 0), "2001:db8::1"),
+            (("fe80::1%eth0", 5, 0, 2), "fe80::1"),
+            (("::ffff:192.0.2.1", 5, 0, 0), "192.0.2.1"),
+            ("", "unix"),
+            (b"\0abstract", "unix"),
+        ):
+            with self.subTest(address):
+                self.assertEqual(client_of(address), name)
+
+    def test_of_one_ipv6_network_have_one_share(self) -> None:
+        self.assertEqual(share_of("2001:db8::1"), share_of("2001:db8::ffff:0:0:2"))
+        self.assertNotEqual(share_of("2001:db8::1"), share_of("2001:db8:0:1::1"))
+        self.assertNotEqual(share_of("192.0.2.1"), share_of("192.0.2.2"))
+
+
+class Listening(unittest.TestCase):
+    def listen(self, host: str) -> socket.socket:
+        listener = listen(host, 0)
+        self.addCleanup(unlisten, listener)
+        return listener
+
+    def test_lets_accepted_sockets_send_at_once(self) -> None:
+        listener = self.listen("127.0.0.1")
+        with socket.create_connection(listener.getsockname()):
+            listener.setblocking(True)
+            accepted, _ = listener.accept()
+            with accepted:
+                self.assertTrue(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    def test_never_waits(self) -> None:
+        with self.assertRaises(BlockingIOError):
+            self.listen("127.0.0.1").accept()
+
+    def test_names_a_url_that_a_client_here_can_use(self) -> None:
+        listener = self.listen("127.0.0.1")
+        port = listener.getsockname()[1]
+        for host, tls, url in (
+            ("0.0.0.0", False, f"http://127.0.0.1:{port}"),
+            ("::", True, f"https://[::1]:{port}"),
+            ("localhost", False, f"http://localhost:{port}"),
+            ("unix:/run/s", False, "unix:/run/s"),
+        ):
+            with self.subTest(host):
+                self.assertEqual(url_of(listener, host, tls), url)
+
+    @unittest.skipUnless(hasattr(socket, "AF_UNIX"), "no Unix domain sockets here")
+    def test_on_a_file_is_for_owner_and_group(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "s")
+            self.listen(f"unix:{path}")
+            self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o660)
+
+    @unittest.skipUnless(hasattr(socket, "AF_UNIX"), "no Unix domain sockets here")
+    def test_never_replaces_a_file_that_is_no_socket(self) -> None:
+        with tempfile.NamedTemporaryFile() as file:
+            with self.assertRaises(OSError):
+                self.listen(f"unix:{file.name}")
+            self.assertTrue(os.path.exists(file.name))
+
+
+class Certificates(unittest.TestCase):
+    def test_are_used_with_tls_1_2_and_up(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            context = tls_context(*make_certificate(folder, "a"))
+        self.assertEqual(context.minimum_version, ssl.TLSVersion.TLSv1_2)
+        self.assertTrue(context.options & ssl.OP_NO_RENEGOTIATION)
+
+    def test_that_do_not_fit_their_key_are_an_error(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            certificate, key = make_certificate(folder, "a")
+            os.rename(key, key + ".old")
+            make_certificate(folder, "b")
+            with self.assertRaises(ssl.SSLError):
+                tls_context(certificate, key + ".old")
+
+
+@unittest.skipIf(sys.platform == "win32", "no limits on descriptors here")
+class Descriptors(unittest.TestCase):
+    def room(self, soft: int, hard: int, wanted: int) -> int:
+        """What a process with these limits has room for."""
+        program = (
+            "import resource, transport\n"
+            f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"
+            f"print(transport.descriptor_room({wanted}))"
+        )
+        return int(subprocess.check_output([sys.executable, "-c", program], cwd=FOLDER))
+
+    def test_are_asked_for_as_many_as_connections_need(self) -> None:
+        self.assertGreaterEqual(self.room(100, 1_000, 500), 500)
+
+    def test_bound_connections_when_the_system_gives_no_more(self) -> None:
+        self.assertLess(self.room(100, 300, 500), 300)
+
+
+if __name__ == "__main__":
+    unittest.main()
