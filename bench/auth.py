@@ -176,7 +176,7 @@ def one_round(
     bare_spent = (time.process_time() - begin) / (before * BARE_SECONDS)
     begin = process.cpu_seconds()
     answers, loader_spent = loaded(process.port, requests)
-    spent = (process.cpu_seconds() - begin + loader_spent) / len(answers.latencies)
+    spent = (process.cpu_seconds() - begin + loader_spent) / (len(answers.latencies) + answers.late)
     around = (before + rate(against, BARE_SECONDS)) / 2
     if set(answers.statuses) != {200}:
         print(f"  not every answer was a token: {dict(answers.statuses)}")
