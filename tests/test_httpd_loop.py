@@ -13,6 +13,7 @@ import unittest
 from collections.abc import Callable
 from typing import ClassVar
 
+import workers
 from httpd import Later, Limits, Request, Response, Server, error, json_response
 from tests.httpd_live import (
     ANSWER,
@@ -312,6 +313,31 @@ class Workers(LiveTest):
                 client.send(post("/later", b""))
                 self.assertEqual(client.answer().status, 500)
         self.assertFalse([line for line in self.server.lines if "secret" in line])
+
+
+class Pool(unittest.TestCase):
+    def slow(self) -> Response:
+        time.sleep(0.2)
+        return ANSWER
+
+    def test_ends_what_it_has_begun(self) -> None:
+        outcomes: list[object] = []
+        pool = workers.Workers(2, 0, lambda deliver, outcome: outcomes.append(outcome))
+        for _ in range(2):
+            self.assertTrue(pool.submit(Later(self.slow), outcomes.append))
+        pool.stop(5)
+        self.assertEqual(outcomes, [ANSWER, ANSWER])
+
+    def test_makes_no_more_threads_than_are_needed(self) -> None:
+        outcomes: list[object] = []
+        pool = workers.Workers(8, 0, lambda deliver, outcome: outcomes.append(outcome))
+        before = threading.active_count()
+        for count in range(1, 6):
+            pool.submit(Later(Response, 200), outcomes.append)
+            self.assertTrue(wait_until(lambda count=count: len(outcomes) == count))
+            pool.collect()
+        self.assertEqual(threading.active_count() - before, 1)
+        pool.stop(5)
 
 
 class Waiting(LiveTest):
