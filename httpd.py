@@ -81,8 +81,8 @@ CROWDED = 0.9  # of the places taken: then who rests is asked to leave earlier
 OUT_OF_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-# Phases of a connection, each with its deadline: first the parser's, then those without parsing.
-WORK, SEND, LINGER = range(BODY + 1, BODY + 4)
+# Phases of a connection, each with its deadline: first the parser's, then those without reading.
+WORK, SEND, PAUSE, LINGER = range(BODY + 1, BODY + 5)
 
 FULL = error(503, "overloaded", "The server is full. Try again later.", [("Retry-After", "1")])
 BUSY = error(503, "overloaded", "The server is busy. Try again later.", [("Retry-After", "1")])
@@ -125,7 +125,7 @@ class Handler(BaseHTTPRequestHandler):
         self.busy = False  # a Later is running
         self.close_connection = False  # once the output is taken
         self.served = False
-        self.more = False  # there may be complete requests that have not been answered
+        self.more = False  # there may be complete requests that were read and not answered
         self.interest = 0  # what the selector watches for
         self.enter(IDLE)
 
@@ -146,8 +146,8 @@ class Handler(BaseHTTPRequestHandler):
             self.watch(READ)
 
     def resume(self) -> None:
-        """There may be requests that were read but not answered."""
-        if self.interest >= 0 and self.phase < WORK:
+        """The others have had their turn."""
+        if self.phase == PAUSE and self.interest >= 0:
             self.advance([])
 
     def ready(self) -> None:
@@ -176,7 +176,7 @@ class Handler(BaseHTTPRequestHandler):
             self.transmit([])
         elif self.phase == LINGER:
             self.drain()
-        else:  # WORK: what the client sends can wait; the kernel holds it, and then the client
+        elif self.phase == WORK:  # what the client sends can wait in the kernel, and then there
             self.watch(0)
 
     def complete(self, request: Request, started: float, outcome: Outcome) -> None:
@@ -294,7 +294,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.busy:
             phase = WORK
         elif self.more or self.phase == SEND:
-            phase = IDLE
+            phase = PAUSE
             self.server.resume(self)  # on the next turn: the others have waited
         else:
             phase = self.parser.stage
@@ -397,10 +397,18 @@ class Server:
         self._stop = False
         self._stop_at = 0.0
         self._closed = False
-        self.times = (
-            limits.idle, limits.head_time, limits.body_time, inf, limits.send_time, limits.linger,
-        )  # fmt: skip
-        self._sweep_every = max(0.01, min(1.0, min(self.times) / 4))  # of the shortest, a quarter
+        self.times = {
+            IDLE: limits.idle,
+            HEAD: limits.head_time,
+            BODY: limits.body_time,
+            WORK: inf,
+            SEND: limits.send_time,
+            PAUSE: inf,
+            LINGER: limits.linger,
+        }
+        self._sweep_every = max(
+            0.01, min(1.0, min(self.times.values()) / 4)
+        )  # of the shortest, a quarter
         self._second = -1
         self._set_clock()
         self._next_sweep = self.now + self._sweep_every

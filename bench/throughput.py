@@ -223,7 +223,7 @@ def run(scenario: Load, names: list[str], seconds: float, rounds: int, folder: P
                 try:
                     with slow_readers(process_id, port, scenario.slow_readers):
                         figures[name].append(load(process_id, port, scenario, seconds, folder))
-                except OSError:
+                except (OSError, subprocess.CalledProcessError):
                     print(f"{name} has crashed; left out\n")
                     del running[name], figures[name]
     return table(figures)

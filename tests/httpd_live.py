@@ -22,6 +22,7 @@ class Routes(Handler):
     def route(self, request: Request) -> Response | Later:
         server: Any = self.server
         server.seen.append(request)
+        server.most_unread = max(server.most_unread, len(self.parser._buffer))
         if request.path == "/echo":
             return Response(200, (), request.body)
         if request.path == "/later":
@@ -42,6 +43,7 @@ class LiveServer(Server):
         self.lines: list[str] = []
         self.seen: list[Request] = []
         self.turns = 0
+        self.most_unread = 0  # octets that a parser held while it gave a request
         self.work: Callable[[Request], Response] = lambda request: Response(200, (), b"worked")
         settings.setdefault("port", 0)
         settings.setdefault("log", self.lines.append)

@@ -162,6 +162,15 @@ class Pipelining(LiveTest):
             for _ in range(count):
                 self.assertEqual(client.answer().body, b"hello")
 
+    def test_reads_no_further_than_it_answers(self) -> None:
+        request, count = GET.replace(b"/ ", b"/medium "), 300
+        padded = request[:-2] + b"X: " + b"y" * 1_000 + b"\r\n\r\n"
+        with self.server.connect() as client:
+            threading.Thread(target=client.send, args=(padded * count,)).start()
+            for _ in range(count):
+                self.assertEqual(len(client.answer().body), 60_000)
+        self.assertLess(self.server.most_unread, 65_536 + Limits().head)
+
     def test_waits_for_a_client_that_does_not_read(self) -> None:
         request = GET.replace(b"/ ", b"/big ")
         with self.server.connect() as client:
