@@ -24,7 +24,7 @@ import ratelimit
 from database import Unavailable
 from httpd import Response, json_response
 
-MAX_AGE = 300  # s that a client may keep the JWKS: what PyJWT and Spring do unasked
+MAX_AGE = keystore.JWKS_MAX_AGE  # s that a client may keep the JWKS
 NO_STORE = (("Cache-Control", "no-store"),)  # RFC 6749 §5.1, for whatever holds a secret
 ANY_ORIGIN = (("Access-Control-Allow-Origin", "*"),)  # public documents, read by pages anywhere
 RETRY_SOON = (("Retry-After", "1"),)  # s: a full queue empties and a lock is freed in that time

@@ -161,12 +161,13 @@ class Database:
         """
         try:
             os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-            copy = sqlite3.connect(target)
-            try:
+        except OSError as error:
+            raise CannotOpen(f"cannot write the backup {os.fspath(target)}: {error}") from error
+        try:
+            with contextlib.closing(sqlite3.connect(target)) as copy:
                 self._reader().backup(copy)
-            finally:
-                copy.close()
-        except (OSError, sqlite3.Error) as error:
+        except sqlite3.Error as error:
+            os.unlink(target)  # half a backup would be taken for one
             raise CannotOpen(f"cannot write the backup {os.fspath(target)}: {error}") from error
 
     def close(self) -> None:

@@ -12,7 +12,6 @@ import unittest
 from unittest import mock
 
 import admin
-import answers
 import keystore
 import server
 from bench import rotation_plan
@@ -305,11 +304,6 @@ class TheMaintenanceThread(unittest.TestCase):
 
     def test_does_not_spin_over_what_cannot_be_made(self):
         self.assertEqual(self.waits(0, 0, 0, 0, 0), [0, 1, 1])
-
-
-class MaxAge(unittest.TestCase):
-    def test_of_the_answers_is_the_one_that_rotation_waits_for(self):
-        self.assertEqual(answers.MAX_AGE, keystore.JWKS_MAX_AGE)
 
 
 if __name__ == "__main__":
