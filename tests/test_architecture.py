@@ -1,4 +1,4 @@
-"""The rooms of DESIGN: who may import whom, and what stays in which file."""
+"""The rooms of the house: who may import whom, and what stays in which file."""
 
 from __future__ import annotations
 
