@@ -405,15 +405,25 @@ class Accounts:
     def recent_attempts(self, seconds: float) -> list[tuple[str, float]]:
         """Address and age in seconds of the logged attempts of the last `seconds`."""
         now = self._clock()
-        # The newest rows by number: the log has no index on time and may be millions long.
+        since, until = utc_text(now - seconds), utc_text(now)
+        # The log has no index on time and may be millions long: back from its newest row to the
+        # first that is older.
+        ((bound,),) = self._database.read(
+            "SELECT coalesce(max(id), 0) - ? FROM auth_logs", (RECENT_ROWS,)
+        )
+        older = self._database.read(
+            "SELECT id FROM auth_logs WHERE id > ? AND request_timestamp < ? "
+            "ORDER BY id DESC LIMIT 1",
+            (bound, since),
+        )
         return [
             (address, max(0.0, round(age, 3)))
             for address, age in self._database.read(
                 "SELECT request_ip, (julianday(?) - julianday(request_timestamp)) * 86400.0 "
-                "FROM auth_logs WHERE id > (SELECT coalesce(max(id), 0) - ? FROM auth_logs) "
-                "AND request_timestamp BETWEEN ? AND ? AND typeof(request_ip) = 'text' "
-                "AND julianday(request_timestamp) IS NOT NULL ORDER BY id",
-                (utc_text(now), RECENT_ROWS, utc_text(now - seconds), utc_text(now)),
+                "FROM auth_logs WHERE id > ? AND request_timestamp BETWEEN ? AND ? "
+                "AND typeof(request_ip) = 'text' AND julianday(request_timestamp) IS NOT NULL "
+                "ORDER BY id",
+                (until, older[0][0] if older else bound, since, until),
             )
         ]
 

@@ -24,11 +24,27 @@ import ratelimit
 from database import Unavailable
 from httpd import Response, json_response
 
-MAX_AGE = 300  # s that a client may keep the JWKS: what PyJWT and Spring do unasked
+MAX_AGE = keystore.JWKS_MAX_AGE  # s that a client may keep the JWKS
 NO_STORE = (("Cache-Control", "no-store"),)  # RFC 6749 §5.1, for whatever holds a secret
 ANY_ORIGIN = (("Access-Control-Allow-Origin", "*"),)  # public documents, read by pages anywhere
 RETRY_SOON = (("Retry-After", "1"),)  # s: a full queue empties and a lock is freed in that time
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # Prometheus text exposition format
+PAGE = {  # path -> file in web/, media type
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/inspector.js": ("inspector.js", "text/javascript; charset=utf-8"),
+    "/style.css": ("style.css", "text/css; charset=utf-8"),
+}
+# Content Security Policy Level 3: the page shows hostile tokens, so only its own script runs,
+# nothing is fetched from elsewhere or sent there, and no other page frames it.
+PAGE_FIELDS = (
+    (
+        "Content-Security-Policy",
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cache-Control", "no-cache"),  # ask each time: after an update, page and script fit together
+)
 
 
 # -- what went wrong
@@ -214,9 +230,42 @@ def publish(key_set: keystore.KeySet, now: float) -> PublishedKeys:
     )
 
 
+class PageFile(NamedTuple):
+    """A file of the inspector page as it is answered."""
+
+    etag: str
+    response: Response
+    not_modified: Response
+
+
+def inspector_page(folder: Path) -> dict[str, PageFile]:
+    """The inspector page by path, read once; what is missing from the folder is left out."""
+    files = {}
+    for path, (name, media_type) in PAGE.items():
+        try:
+            body = (folder / name).read_bytes()
+        except OSError:  # server.py copied without web/ still serves tokens
+            continue
+        etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+        fields = (("ETag", etag), *PAGE_FIELDS)
+        response = Response(200, (("Content-Type", media_type), *fields), body)
+        files[path] = PageFile(etag, response, Response(304, fields))
+    return files
+
+
 def cached(seconds: int) -> tuple[str, str]:
     """The field that lets anybody keep an answer (RFC 9111 §5.2.2)."""
     return "Cache-Control", f"public, max-age={seconds}"
+
+
+def conditional(known: PublishedKeys | PageFile | None, headers: Mapping[str, str]) -> Response:
+    """The document, 304 to a client that has it (RFC 9110 §13.2.2), NotFound if there is none."""
+    if known is None:
+        raise NotFound
+    if_none_match = headers.get("if-none-match")
+    if if_none_match is not None and etag_matches(if_none_match, known.etag):
+        return known.not_modified
+    return known.response
 
 
 def etag_matches(field: str, etag: str) -> bool:

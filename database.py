@@ -35,6 +35,7 @@ Accept = Callable[[sqlite3.Connection], None]
 Written = Callable[[Union[Exception, None]], None]
 
 BUSY_SECONDS = 5.0  # how long another process may hold the write lock before we answer 503
+BRIEFLY_SECONDS = 0.1  # the same once it has held it for that long
 BATCH_JOBS = 256  # jobs in one commit at the most: bounds how long the first of them waits
 SCHEMA = Path(__file__).with_name("schema.sql")
 MIGRATIONS = (SCHEMA,)  # the script at place n turns PRAGMA user_version n into n + 1
@@ -76,7 +77,7 @@ class Database:
             self.path = Path(path).absolute()
         except OSError as error:
             raise CannotOpen(f"cannot find {path}: the current directory is gone") from error
-        self._busy_seconds = busy_seconds
+        self._busy_seconds = self._patience = busy_seconds
         self._local = threading.local()
         self._readers: list[sqlite3.Connection] = []
         self._lock = threading.Lock()  # guards _readers and _closed
@@ -160,12 +161,13 @@ class Database:
         """
         try:
             os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-            copy = sqlite3.connect(target)
-            try:
+        except OSError as error:
+            raise CannotOpen(f"cannot write the backup {os.fspath(target)}: {error}") from error
+        try:
+            with contextlib.closing(sqlite3.connect(target)) as copy:
                 self._reader().backup(copy)
-            finally:
-                copy.close()
-        except (OSError, sqlite3.Error) as error:
+        except sqlite3.Error as error:
+            os.unlink(target)  # half a backup would be taken for one
             raise CannotOpen(f"cannot write the backup {os.fspath(target)}: {error}") from error
 
     def close(self) -> None:
@@ -258,7 +260,7 @@ class Database:
         if not self._same_file():
             self._leave_no_log()
         self._require_same_file()
-        self._writer.execute("BEGIN IMMEDIATE")
+        self._begin()
         try:
             for job in jobs:
                 self._run(job)
@@ -268,6 +270,24 @@ class Database:
                 self._writer.execute("ROLLBACK")
             raise
         self._require_same_file()
+
+    def _begin(self) -> None:
+        """Take the write lock.
+
+        Whoever holds it for longer than we wait is asked briefly after that: else each batch would
+        wait in its turn, and the last in the queue for minutes.
+        """
+        try:
+            self._writer.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            self._be_patient(min(BRIEFLY_SECONDS, self._busy_seconds))
+            raise
+        self._be_patient(self._busy_seconds)
+
+    def _be_patient(self, seconds: float) -> None:
+        if seconds != self._patience:
+            self._patience = seconds
+            self._writer.execute(f"PRAGMA busy_timeout={int(seconds * 1000)}")
 
     def _run(self, job: _Job) -> None:
         self._writer.execute("SAVEPOINT job")
@@ -321,7 +341,9 @@ class _Rows(_Job):
     def finish(self) -> None:
         """The outcome is there: tell everybody whose row it was."""
         for written in self._written:
-            written(self.error)
+            # A defect in one of them must not end the thread that everybody else waits for.
+            with contextlib.suppress(Exception):
+                written(self.error)
 
 
 def _gather(batch: list[_Job | _Row | None]) -> list[_Job]:
@@ -404,7 +426,8 @@ def _migrate(connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
         connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
         raise
 
 

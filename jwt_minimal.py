@@ -33,9 +33,7 @@ from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
-    from cryptography.hazmat.primitives.hashes import SHA256
 
 Object = dict[str, Any]  # a JSON object
 
@@ -47,8 +45,67 @@ MAX_BRACKETS = 500
 MIN_MODULUS, MAX_MODULUS = 2048, 16384
 # OpenSSL's bound for large keys; in practice e is 65537, or 3.
 MAX_EXPONENT = 2**64
+URLSAFE = bytes.maketrans(b"+/", b"-_")  # RFC 4648 §5: what a URL would misread
 # RFC 8017 §9.2 note 1: the DER of DigestInfo{SHA-256, NULL} up to the 32 octets of the hash.
 DIGEST_INFO = bytes.fromhex("3031300d060960864801650304020105000420")
+
+TEXT, TEXTS = "a string", "a string or a list of strings"
+DATE, WHOLE = "a number of seconds since 1970", "a whole number of seconds since 1970"
+KINDS = {TEXT: (str,), TEXTS: (str, list), DATE: (int, float), WHOLE: (int,)}
+# RFC 7519 §4.1: the registered claims, their types, and what they say.
+REGISTERED = {
+    "iss": (TEXT, "who issued it"),
+    "sub": (TEXT, "whom it is about"),
+    "aud": (TEXTS, "whom it is for"),
+    "exp": (DATE, "expires"),
+    "nbf": (DATE, "valid from"),
+    "iat": (DATE, "issued"),
+    "jti": (TEXT, "its serial number"),
+}
+# RFC 7515 §4.1: the header parameters, and what they are worth here.
+HEADER = {
+    "alg": "how it was signed; here: RSA, PKCS#1 v1.5 padding, SHA-256",
+    "typ": "what it is",
+    "kid": "which key of the JWKS signed it",
+    **dict.fromkeys(("jwk", "jku", "x5u", "x5c"), "a key that the token brings along: never used"),
+    **dict.fromkeys(("crit", "b64"), "an extension: refused"),
+}
+# RFC 8725 §3.11: a logout, event or proof token of the same issuer must not pass for these.
+TYPES = ("jwt", "at+jwt")
+
+
+class InvalidToken(ValueError):
+    """Do not use the token."""
+
+    def __init__(self, cause: str, **seen: Object) -> None:
+        super().__init__(cause)
+        self.fix = type(self).__doc__ or ""  # what to do about it
+        self.seen = seen  # what the check looked at, header or claims, for a developer
+
+
+# A table: each check, and what to do when it fails.
+# fmt: off
+class MalformedToken(InvalidToken):
+    """Copy the token again, whole and without quotes; if it stays so, its issuer is at fault."""
+class UnsupportedToken(InvalidToken):
+    """Let the issuer sign with RS256, typ JWT or at+jwt, and no header extension."""
+class UnknownKey(InvalidToken):
+    """Check it with the freshly fetched JWKS of its issuer: without, anyone may have written it."""
+class UnusableKey(InvalidToken):
+    """Let the issuer publish an RSA signing key of 2048 bits or more, as RFC 7517 spells it."""
+class BadSignature(InvalidToken):
+    """Reject the token: it was changed after it was signed, or another key signed it."""
+class InvalidClaim(InvalidToken):
+    """Let the issuer set exp, and give every registered claim the type of RFC 7519 §4.1."""
+class ExpiredToken(InvalidClaim):
+    """Get a new token; if this one should still be good, compare your clock with the issuer's."""
+class ImmatureToken(InvalidClaim):
+    """Wait, or allow some leeway: the issuer's clock is ahead of yours."""
+class WrongIssuer(InvalidClaim):
+    """Compare the two character by character; if they differ on purpose, reject the token."""
+class WrongAudience(InvalidClaim):
+    """Name yourself as audience if the token is meant for you; if it is not, reject it."""
+# fmt: on
 
 # Errors quote what they refuse, escaped and cut: it may be hostile, deep and long.
 _quote = reprlib.Repr()
@@ -56,65 +113,10 @@ _quote.maxstring = _quote.maxother = 100  # enough for any kid, URL or name
 quote = _quote.repr
 
 
-class InvalidToken(ValueError):
-    """Do not use the token."""
-
-    def __init__(self, cause: str, **seen: Any) -> None:
-        super().__init__(cause)
-        self.seen = seen  # what the check looked at: header or claims, for a developer
-
-    @property
-    def fix(self) -> str:
-        """What to do about it."""
-        return type(self).__doc__ or ""
-
-
-class MalformedToken(InvalidToken):
-    """Copy the token again, whole and without quotes; if it stays so, its issuer is at fault."""
-
-
-class UnsupportedToken(InvalidToken):
-    """Let the issuer sign with RS256, typ JWT or at+jwt, and no header extension."""
-
-
-class UnknownKey(InvalidToken):
-    """Check it with the freshly fetched JWKS of its issuer: without, anyone may have written it."""
-
-
-class UnusableKey(InvalidToken):
-    """Let the issuer publish an RSA signing key of 2048 bits or more, as RFC 7517 spells it."""
-
-
-class BadSignature(InvalidToken):
-    """Reject the token: it was changed after it was signed, or another key signed it."""
-
-
-class InvalidClaim(InvalidToken):
-    """Let the issuer set exp, and give every registered claim the type of RFC 7519 §4.1."""
-
-
-class ExpiredToken(InvalidClaim):
-    """Get a new token; if this one should still be good, compare your clock with the issuer's."""
-
-
-class ImmatureToken(InvalidClaim):
-    """Wait, or allow some leeway: the issuer's clock is ahead of yours."""
-
-
-class WrongIssuer(InvalidClaim):
-    """Compare the two character by character; if they differ on purpose, reject the token."""
-
-
-class WrongAudience(InvalidClaim):
-    """Name yourself as audience if the token is meant for you; if it is not, reject it."""
-
-
 # ---- base64url and JSON: one accepted spelling ----
-
-
 def b64url_encode(raw: bytes) -> str:
     """Bytes as base64url without padding (RFC 7515 §2)."""
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode("ascii")
+    return base64.b64encode(raw).translate(URLSAFE, b"=").decode("ascii")
 
 
 def b64url_decode(text: str) -> bytes:
@@ -140,13 +142,13 @@ def parse_object(raw: bytes) -> Object:
     try:
         if raw.count(b"{") + raw.count(b"[") > MAX_BRACKETS:
             raise ValueError("too many brackets")
-        value = _strict_json(raw.decode("utf-8"))
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
         # Refuses NaN, 1e999 (an exp that never comes) and half a surrogate pair: no text has one.
         _compact_json(value).encode("utf-8")
+        if not isinstance(value, dict):
+            raise ValueError("not an object")
     except (ValueError, RecursionError) as error:
         raise MalformedToken(f"not acceptable JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise MalformedToken("JSON, but not an object")
     return value
 
 
@@ -156,23 +158,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> Object:
     return members
 
 
-_strict_json = json.JSONDecoder(object_pairs_hook=_unique).decode
-
-
 # ---- issuing ----
-
-
 def sign(header: Object, payload: bytes, private_key: RSAPrivateKey) -> str:
     """A compact JWS (RFC 7515 §3.1): the header as given, any payload, signed with RS256."""
-    return _seal(b64url_encode(_compact_json(header).encode()), payload, private_key)
+    return _seal(b64url_encode(_compact_json(header).encode("utf-8")), payload, private_key)
 
 
 def encode(claims: Object, private_key: RSAPrivateKey, kid: str) -> str:
     """A JWT for `claims`; equal claims give equal bytes. InvalidClaim if a type is wrong."""
-    _check_types(claims)
-    for name in ("exp", "nbf", "iat"):  # RFC 7519 §2 allows fractions; many a client does not
-        if isinstance(claims.get(name), float):
-            raise InvalidClaim(f"{name} is {quote(claims[name])}, not whole seconds")
+    _check_types(claims, WHOLE)  # RFC 7519 §2 allows fractions; many a client does not
     try:
         payload = _sorted_json(claims).encode("utf-8")
     except (TypeError, ValueError, RecursionError) as error:
@@ -182,7 +176,7 @@ def encode(claims: Object, private_key: RSAPrivateKey, kid: str) -> str:
 
 @lru_cache(maxsize=16)  # more keys than sign at a time; each token of a key has this same header
 def _header_segment(kid: str) -> str:
-    return b64url_encode(_compact_json({"alg": "RS256", "typ": "JWT", "kid": kid}).encode())
+    return b64url_encode(_compact_json({"alg": "RS256", "typ": "JWT", "kid": kid}).encode("utf-8"))
 
 
 def _seal(header_segment: str, payload: bytes, private_key: RSAPrivateKey) -> str:
@@ -192,27 +186,34 @@ def _seal(header_segment: str, payload: bytes, private_key: RSAPrivateKey) -> st
 
 
 @cache
-def _rs256() -> tuple[PKCS1v15, SHA256]:
-    """RS256 in the terms of `cryptography`: imported only once a key of that package signs."""
+def _rs256() -> tuple[Any, Any]:
+    # Imported only once a key of that package signs: verifying does without.
     from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
     from cryptography.hazmat.primitives.hashes import SHA256
 
     return PKCS1v15(), SHA256()
 
 
+def _check_types(claims: Object, date: str = DATE) -> None:
+    for name, (kind, _) in REGISTERED.items():
+        if name in claims:
+            value, expected = claims[name], date if kind == DATE else kind
+            fits = isinstance(value, KINDS[expected]) and not isinstance(value, bool)
+            if isinstance(value, list):
+                fits = fits and all(isinstance(item, str) for item in value)
+            if not fits:
+                raise InvalidClaim(f"{name} is {quote(value)}, not {expected}", claims=claims)
+
+
 # ---- keys ----
-
-
 def public_jwk(public_key: RSAPublicKey) -> dict[str, str]:
     """The JWK (RFC 7517 §4) to publish for a key; its `kid` is its thumbprint."""
     numbers = public_key.public_numbers()
-    # RFC 7518 §2: big-endian, without a leading zero octet.
-    n, e = (
-        b64url_encode(number.to_bytes((number.bit_length() + 7) // 8, "big"))
-        for number in (numbers.n, numbers.e)
-    )
-    kid = thumbprint({"kty": "RSA", "n": n, "e": e})
-    return {"kty": "RSA", "use": "sig", "alg": "RS256", "kid": kid, "n": n, "e": e}
+    jwk = {"kty": "RSA", "use": "sig", "alg": "RS256", "kid": ""}  # in the order to be published
+    for name, number in (("n", numbers.n), ("e", numbers.e)):
+        # RFC 7518 §2: big-endian, without a leading zero octet.
+        jwk[name] = b64url_encode(number.to_bytes((number.bit_length() + 7) // 8, "big"))
+    return {**jwk, "kid": thumbprint(jwk)}
 
 
 def thumbprint(jwk: Object) -> str:
@@ -220,7 +221,15 @@ def thumbprint(jwk: Object) -> str:
     required = {name: jwk.get(name) for name in ("e", "kty", "n")}
     if required["kty"] != "RSA" or not all(isinstance(value, str) for value in required.values()):
         raise UnusableKey("not an RSA key in the form of a JWK")
-    return b64url_encode(hashlib.sha256(_sorted_json(required).encode("utf-8")).digest())
+    return b64url_encode(hashlib.sha256(_compact_json(required).encode("utf-8")).digest())
+
+
+def rsa_keys(jwks: Object) -> list[Object]:
+    """The RSA keys of a JWKS; what it holds beside them is ignored (RFC 7517 §5)."""
+    keys = jwks.get("keys") if isinstance(jwks, dict) else None
+    if not isinstance(keys, list):
+        raise UnusableKey('not a JWKS: expected {"keys": [...]}')
+    return [jwk for jwk in keys if isinstance(jwk, dict) and jwk.get("kty") == "RSA"]
 
 
 def find_key(header: Object, jwks: Object) -> Object:
@@ -232,14 +241,6 @@ def find_key(header: Object, jwks: Object) -> Object:
         cause = f"the token has {name}: of {len(keys)} RSA keys, {len(found)} fit"
         raise UnknownKey(cause, header=header)
     return found[0]
-
-
-def rsa_keys(jwks: Object) -> list[Object]:
-    """The RSA keys of a JWKS; what it holds beside them is ignored (RFC 7517 §5)."""
-    keys = jwks.get("keys") if isinstance(jwks, dict) else None
-    if not isinstance(keys, list):
-        raise UnusableKey('not a JWKS: expected {"keys": [...]}')
-    return [jwk for jwk in keys if isinstance(jwk, dict) and jwk.get("kty") == "RSA"]
 
 
 def rsa_numbers(jwk: Object) -> tuple[int, int]:
@@ -272,16 +273,10 @@ def _number(jwk: Object, name: str) -> int:
 
 
 # ---- verifying: the signature ----
-
-
-def verify_rs256(message: bytes, signature: bytes, n: int, e: int) -> bool:
-    """Whether `signature` is the RSASSA-PKCS1-v1_5 signature of `message` (RFC 8017 §8.2.2).
-
-    What n and e have to be is the business of `rsa_numbers`.
-    """
-    # Compared whole and never parsed: readers that skipped over the padding to find the hash were
-    # forged against (Bleichenbacher 2006, BERserk 2014). All of it is public, so == will do.
-    return open_signature(signature, n, e) == padded_hash(message, n)
+def padded_hash(message: bytes, n: int) -> bytes:
+    """EMSA-PKCS1-v1_5 (RFC 8017 §9.2): 00 01 ff...ff 00 DigestInfo hash, as long as n."""
+    tail = b"\x00" + DIGEST_INFO + hashlib.sha256(message).digest()
+    return b"\x00\x01" + b"\xff" * ((n.bit_length() + 7) // 8 - 2 - len(tail)) + tail
 
 
 def open_signature(signature: bytes, n: int, e: int) -> bytes:
@@ -292,10 +287,11 @@ def open_signature(signature: bytes, n: int, e: int) -> bytes:
     return pow(s, e, n).to_bytes(k, "big")
 
 
-def padded_hash(message: bytes, n: int) -> bytes:
-    """EMSA-PKCS1-v1_5 (RFC 8017 §9.2): 00 01 ff...ff 00 DigestInfo hash, as long as n."""
-    tail = b"\x00" + DIGEST_INFO + hashlib.sha256(message).digest()
-    return b"\x00\x01" + b"\xff" * ((n.bit_length() + 7) // 8 - 2 - len(tail)) + tail
+def verify_rs256(message: bytes, signature: bytes, n: int, e: int) -> bool:
+    """Whether `signature` is right for `message` (RFC 8017 §8.2.2); `rsa_numbers` vets n and e."""
+    # Compared whole and never parsed: readers that skipped over the padding to find the hash were
+    # forged against (Bleichenbacher 2006, BERserk 2014). All of it is public, so == will do.
+    return open_signature(signature, n, e) == padded_hash(message, n)
 
 
 def take_apart(token: str) -> tuple[Object, bytes, bytes]:
@@ -333,22 +329,6 @@ def _check_header(header: Object) -> None:
 
 
 # ---- verifying: the claims ----
-
-TEXT, TEXTS, DATE = "a string", "a string or a list of strings", "a number of seconds since 1970"
-# RFC 7519 §4.1: the registered claims, their types, and what they say.
-REGISTERED = {
-    "iss": (TEXT, "who issued it"),
-    "sub": (TEXT, "whom it is about"),
-    "aud": (TEXTS, "whom it is for"),
-    "exp": (DATE, "expires"),
-    "nbf": (DATE, "valid from"),
-    "iat": (DATE, "issued"),
-    "jti": (TEXT, "its serial number"),
-}
-# RFC 8725 §3.11: a logout, event or proof token of the same issuer must not pass for these.
-TYPES = ("jwt", "at+jwt")
-
-
 def decode(
     token: str,
     jwks: Object,
@@ -378,29 +358,6 @@ def decode(
     return claims
 
 
-def refusal(token: str, jwks: Object, **checks: Any) -> InvalidToken | None:
-    """What `decode` would raise, or None."""
-    try:
-        decode(token, jwks, **checks)
-    except InvalidToken as error:
-        return error
-    return None
-
-
-def _check_types(claims: Object) -> None:
-    for name, (kind, _) in REGISTERED.items():
-        if name in claims and not _is(kind, claims[name]):
-            raise InvalidClaim(f"{name} is {quote(claims[name])}, not {kind}", claims=claims)
-
-
-def _is(kind: str, value: Any) -> bool:
-    if kind == DATE:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind == TEXTS and isinstance(value, list):
-        return all(isinstance(item, str) for item in value)
-    return isinstance(value, str)
-
-
 def _check_dates(claims: Object, now: float, leeway: float) -> None:
     if "exp" not in claims:
         raise InvalidClaim("there is no exp: the token would be valid for ever", claims=claims)
@@ -418,24 +375,17 @@ def when(seconds: float, now: float) -> str:
         date = f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
     except (OverflowError, ValueError, OSError):
         return f"{quote(seconds)}, beyond the calendar"
-    distance = abs(seconds - now)
-    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-    unit, size = next(entry for entry in units if distance >= 2 * entry[1] or entry[0] == "s")
-    amount = f"{distance // size:.0f} {unit}"
+    distance, unit = abs(seconds - now), (1, "s")
+    for larger in ((60, "min"), (3600, "h"), (86400, "d")):
+        if distance >= 2 * larger[0]:
+            unit = larger
+    amount = f"{distance // unit[0]:.0f} {unit[1]}"
     return f"{date} (in {amount})" if seconds > now else f"{date} ({amount} ago)"
 
 
 # ---- explaining ----
-
-# RFC 7515 §4.1: the header parameters, and what they are worth here.
-HEADER = {
-    "alg": "how it was signed; here: RSA, PKCS#1 v1.5 padding, SHA-256",
-    "typ": "what it is",
-    "kid": "which key of the JWKS signed it",
-    **dict.fromkeys(("jwk", "jku", "x5u", "x5c"), "a key that the token brings along: never used"),
-    **dict.fromkeys(("crit", "b64"), "an extension: refused"),
-}
 RED, MAGENTA, CYAN, BOLD = "31", "35", "36", "1"  # ECMA-48 §8.3.117
+Rows = list[tuple[str, str]]  # lines of a page, each with its colour
 
 
 def explain(token: str, jwks: Object | None = None, *, colour: bool = False, **checks: Any) -> str:
@@ -447,18 +397,19 @@ def explain(token: str, jwks: Object | None = None, *, colour: bool = False, **c
         checks["now"] = time.time()
     jwks = {"keys": []} if jwks is None else jwks
     header, payload, signature = (*token[:MAX_TOKEN].split(".", 2), "", "")[:3]
-    claims = {name: says for name, (_, says) in REGISTERED.items()}
     rows = [(header, RED), ("." + payload, MAGENTA), ("." + signature, CYAN)]
     rows += [("", ""), ("HEADER", RED), *_members(header, HEADER, checks["now"])]
+    claims = {name: says for name, (_, says) in REGISTERED.items()}
     rows += [("", ""), ("PAYLOAD", MAGENTA), *_members(payload, claims, checks["now"])]
     rows += [("", ""), ("SIGNATURE", CYAN), *_opened(token, jwks)]
-    error = refusal(token, jwks, **checks)
-    verdict = f"REFUSED ({type(error).__name__}): {error}" if error else "VALID"
-    advice = error.fix if error else "Signed with a key of this JWKS, and every claim holds."
+    verdict, advice = "VALID", "Signed with a key of this JWKS, and every claim holds."
+    try:
+        decode(token, jwks, **checks)
+    except InvalidToken as error:
+        verdict, advice = f"REFUSED ({type(error).__name__}): {error}", error.fix
     rows += [("", ""), (verdict, BOLD), (advice, "")]
-    if not colour:
-        return "\n".join(printable(text) for text, _ in rows)
-    return "\n".join(f"\x1b[{tint}m{printable(text)}\x1b[0m" for text, tint in rows)
+    line = "\x1b[{1}m{0}\x1b[0m" if colour else "{0}"
+    return "\n".join(line.format(printable(text), tint) for text, tint in rows)
 
 
 def printable(text: str) -> str:
@@ -466,7 +417,7 @@ def printable(text: str) -> str:
     return "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in text)
 
 
-def _members(segment: str, words: dict[str, str], now: float) -> list[tuple[str, str]]:
+def _members(segment: str, words: dict[str, str], now: float) -> Rows:
     try:
         members = parse_object(b64url_decode(segment))
     except MalformedToken as error:
@@ -474,13 +425,13 @@ def _members(segment: str, words: dict[str, str], now: float) -> list[tuple[str,
     rows = []
     for name, value in members.items():
         says = words.get(name, "")
-        if says and REGISTERED.get(name, ("",))[0] == DATE and _is(DATE, value):
+        if says and name in ("exp", "nbf", "iat") and type(value) in KINDS[DATE]:
             says += " " + when(value, now)
         rows.append((f"  {name:4} {json.dumps(value):45}  {says}".rstrip(), ""))
     return rows
 
 
-def _opened(token: str, jwks: Object) -> list[tuple[str, str]]:
+def _opened(token: str, jwks: Object) -> Rows:
     """The padded hash in the signature, part by part, beside the one that this token needs."""
     message = token.rpartition(".")[0].encode("utf-8", "replace")
     rows = [(f"  signing input: the {len(message)} characters before the last dot", "")]
@@ -494,16 +445,14 @@ def _opened(token: str, jwks: Object) -> list[tuple[str, str]]:
     rows += [(f"  opened: signature^{e} mod n, {len(sealed)} octets", "")]
     parts = {"start": 2, "padding": len(needed) - 54, "end": 1, "DigestInfo": 19, "SHA-256": 32}
     for name, size in parts.items():
-        part, sealed = sealed[:size].hex(), sealed[size:]
-        fits, needed = part == needed[:size].hex(), needed[size:]
-        lines = [part[at : at + 64] for at in range(0, max(len(part), 1), 64)]
-        rows += [(f"  {name:11}  {lines[0]}{'' if fits else '  <- differs'}", CYAN)]
-        rows += [(f"  {'':11}  {line}", CYAN) for line in lines[1:]]
+        digits, fits = sealed[:size].hex(), sealed[:size] == needed[:size]
+        sealed, needed = sealed[size:], needed[size:]
+        rows += [(f"  {name:11}  {digits[:64]}{'' if fits else '  <- differs'}", CYAN)]
+        rows += [(" " * 15 + digits[at : at + 64], CYAN) for at in range(64, len(digits), 64)]
     return rows
 
 
 # ---- the command ----
-
 MAX_JWKS = 1024 * 1024  # a thousand keys with their certificates
 PATIENCE = 10  # seconds without a byte, after which a server is given up
 USAGE = """\
@@ -515,72 +464,51 @@ thumbprint  print the RFC 7638 thumbprint of a JWK, or of every RSA key of a JWK
 
 exit status: 0 valid or done; 1 refused; 2 wrong usage or unreadable input
 """
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    "command": {"choices": ("explain", "decode", "verify", "jwk", "thumbprint")},
-    "source": {"nargs": "?", "default": "-", "help": "token, or file or URL of a key; else stdin"},
-    "--jwks": {"help": "file or URL of the issuer's keys", "metavar": "SOURCE"},
-    "--issuer": {"help": "what iss must be"},
-    "--audience": {"help": "what aud must hold"},
-    "--leeway": {"type": int, "default": 0, "help": "seconds that clocks may differ"},
-}
 
 
-def read(source: str) -> bytes:
-    """The bytes of an http(s) URL, a file, or standard input ("-"); OSError or ValueError."""
-    if source.startswith(("http://", "https://")):
-        stream = _fetch(source)
-    else:
-        stream = sys.stdin.buffer if source == "-" else open(source, "rb")  # noqa: SIM115
-    with stream:
-        raw: bytes = stream.read(MAX_JWKS + 1)
-    if len(raw) > MAX_JWKS:
-        raise ValueError(f"more than {MAX_JWKS} bytes")
-    return raw
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; USAGE has its exit statuses."""
+    from http.client import HTTPException  # slow to import, and only for a command
 
-
-def _fetch(url: str) -> Any:
-    from urllib import request  # slow to import, and only for a command
-
-    # Named one by one, for what is absent: file:, ftp:, and redirects to wherever.
-    opener = request.OpenerDirector()
-    for handler in ("Proxy", "HTTP", "HTTPS", "HTTPDefaultError"):
-        opener.add_handler(getattr(request, handler + "Handler")())
-    opener.add_handler(request.HTTPErrorProcessor())
-    return opener.open(url, timeout=PATIENCE)
-
-
-def read_object(source: str) -> Object:
-    """The JSON object at `source`; OSError or ValueError."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("jwt_minimal.py", description=USAGE, formatter_class=layout)
+    add = parser.add_argument
+    add("command", choices=("explain", "decode", "verify", "jwk", "thumbprint"))
+    add("source", nargs="?", default="-", help="token, or file or URL of a key; else stdin")
+    add("--jwks", metavar="SOURCE", help="file or URL of the issuer's keys")
+    add("--issuer", help="what iss must be")
+    add("--audience", help="what aud must hold")
+    add("--leeway", type=int, default=0, help="seconds that clocks may differ")
+    options = parser.parse_intermixed_args(arguments)  # the token before or after options
     try:
-        return parse_object(read(source))
-    except MalformedToken as error:
-        raise ValueError(str(error)) from None
+        page = run(options)
+    except InvalidToken as error:
+        print(printable(f"{type(error).__name__}: {error}. {error.fix}"), file=sys.stderr)
+        return 1
+    except (OSError, ValueError, HTTPException, ImportError) as error:
+        print(printable(f"{options.command} could not read its input: {error}"), file=sys.stderr)
+        return 2
+    print(page)
+    return 1 if options.command == "explain" and "REFUSED" in page.splitlines()[-2] else 0
 
 
-def run(options: argparse.Namespace) -> int:
-    """One command; its exit status. InvalidToken, OSError, ValueError, ImportError if it fails."""
+def run(options: argparse.Namespace) -> str:
+    """What one command prints; InvalidToken, OSError, ValueError or ImportError if it fails."""
     if options.command == "jwk":
-        return _say(json.dumps(_pem_to_jwk(read(options.source)), indent=2))
+        return json.dumps(_pem_to_jwk(read(options.source)), indent=2)
     if options.command == "thumbprint":
         found = read_object(options.source)
-        keys = rsa_keys(found) if "keys" in found else [found]
-        return _say("\n".join(thumbprint(jwk) for jwk in keys))
+        return "\n".join(map(thumbprint, rsa_keys(found) if "keys" in found else [found]))
     token = options.source if options.source != "-" else read("-").decode("ascii", "replace")
     token = token.strip()
     jwks = read_object(options.jwks) if options.jwks else {"keys": []}
     if options.command == "verify":
-        return _say(printable(verify(token, jwks)[1].decode("utf-8", "backslashreplace")))
+        return printable(verify(token, jwks)[1].decode("utf-8", "backslashreplace"))
     checks = {name: getattr(options, name) for name in ("issuer", "audience", "leeway")}
-    checks["now"] = time.time()  # the page and the status speak of one moment
-    if options.command == "explain":
-        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")  # https://no-color.org
-        return _say(explain(token, jwks, colour=colour, **checks), refusal(token, jwks, **checks))
-    return _say(json.dumps(decode(token, jwks, **checks), indent=2))
-
-
-def _say(text: str, error: InvalidToken | None = None) -> int:
-    print(text)
-    return 1 if error else 0
+    if options.command == "decode":
+        return json.dumps(decode(token, jwks, **checks), indent=2)
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")  # https://no-color.org
+    return explain(token, jwks, colour=colour, **checks)
 
 
 def _pem_to_jwk(pem: bytes) -> dict[str, str]:
@@ -592,26 +520,32 @@ def _pem_to_jwk(pem: bytes) -> dict[str, str]:
     return public_jwk(key)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; USAGE has its exit statuses."""
-    from http.client import HTTPException  # like urllib: slow to import, and only for a command
-
-    parser = argparse.ArgumentParser(
-        prog="jwt_minimal.py",
-        description=USAGE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    for name, words in ARGUMENTS.items():
-        parser.add_argument(name, **words)
-    options = parser.parse_intermixed_args(arguments)  # the token before or after options
+def read_object(source: str) -> Object:
+    """The JSON object at `source`; OSError or ValueError."""
     try:
-        return run(options)
-    except InvalidToken as error:
-        print(printable(f"{type(error).__name__}: {error}. {error.fix}"), file=sys.stderr)
-        return 1
-    except (OSError, ValueError, HTTPException, ImportError) as error:
-        print(printable(f"{options.command} could not read its input: {error}"), file=sys.stderr)
-        return 2
+        return parse_object(read(source))
+    except MalformedToken as error:  # it is no token that was refused here
+        raise ValueError(str(error)) from None
+
+
+def read(source: str) -> bytes:
+    """The bytes of an http(s) URL, a file, or standard input ("-"); OSError or ValueError."""
+    if source.startswith(("http://", "https://")):
+        from urllib import request  # slow to import, and only for a command
+
+        # Named one by one, for what is absent: file:, ftp:, and redirects to wherever.
+        opener = request.OpenerDirector()
+        for handler in ("Proxy", "HTTP", "HTTPS", "HTTPDefaultError"):
+            opener.add_handler(getattr(request, handler + "Handler")())
+        opener.add_handler(request.HTTPErrorProcessor())
+        stream = opener.open(source, timeout=PATIENCE)
+    else:
+        stream = sys.stdin.buffer if source == "-" else open(source, "rb")  # noqa: SIM115
+    with stream:
+        raw: bytes = stream.read(MAX_JWKS + 1)
+    if len(raw) > MAX_JWKS:
+        raise ValueError(f"more than {MAX_JWKS} bytes")
+    return raw
 
 
 if __name__ == "__main__":

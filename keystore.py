@@ -44,7 +44,8 @@ RSA_BITS = 2048  # NIST SP 800-57: good to 2030; RFC 7518 §3.3 asks for no less
 RSA_EXPONENT = 65537
 MAX_SALTS = 8  # salts are read before they are authenticated; each new one costs a derivation
 MAX_ATTEMPTS = 5  # of a change that other processes are faster than: each time they made one
-SHORTEST_LEAD = 2  # s: the look at the clock (1 s), then a prime search with bad luck (1 s)
+SHORTEST_LEAD = 2  # s: the look at the clock that comes late by one (1 s), and a slow disk (1 s)
+PREPARE_SECONDS = 5.0  # the search for primes takes 60 ms, or seconds where others use the cores
 MAX_EXPIRED = 100  # kept at the most: with keys that live for seconds, days would be a million
 JWKS_MAX_AGE = 300  # s: what PyJWT and Spring cache by default
 
@@ -77,7 +78,7 @@ class Policy(NamedTuple):
         if self.lead < SHORTEST_LEAD:
             return (
                 f"key-lead ({self.lead:g} s) must be at least {SHORTEST_LEAD} s: "
-                "making a key that is due takes up to a second or two"
+                "publishing a key that is due may take that long"
             )
         if self.lifetime > self.lead + self.token_ttl + self.skew:
             return None
@@ -199,6 +200,7 @@ class KeyStore:
         self._content_keys: dict[tuple[bytes, bytes], bytes] = {}  # (secret, salt) -> content key
         self._salt = os.urandom(SALT_BYTES)  # of this database: that of its keys once it has some
         self._emptied = False  # somebody removed the last usable key while we were running
+        self._spare: rsa.RSAPrivateKey | None = None  # the next key, found but not yet made
 
     # What a request needs
 
@@ -357,12 +359,17 @@ class KeyStore:
         means it. A start, or a key that somebody adds, ends that.
 
         Raises:
-            Unavailable: the database cannot be written; the next call tries again.
+            Unavailable: the database cannot be read or written; the next call tries again.
         """
+        self.refresh()  # the loop looks only when somebody asks
         rows = self._decided_on()
-        if self._emptied or self._is_foreign() or self.due_in():
+        if self._emptied or self._is_foreign() or self.due_in() > PREPARE_SECONDS:
             return False
-        return self._change(rows, add=self._new_exps(rows))
+        # Found in time, so that on a busy machine too it is published when it is due.
+        self._spare = self._spare or generate()
+        if self.due_in():
+            return False
+        return self._change(rows, add=self._new_exps(rows)) is not None
 
     def rotate(self, *, at_once: bool = False) -> tuple[str, int]:
         """Make a new key that signs after one lead, or at once: its kid, and when it signs.
@@ -384,11 +391,12 @@ class KeyStore:
                 for row, key in rows.items()
                 if key is not None and key.exp > ended.get(key.kid, key.exp)
             }
-            if not self._change(rows, add=self._new_exps(rows), seal_anew=shortened):
+            made = self._change(rows, add=self._new_exps(rows), seal_anew=shortened)
+            if made is None:
                 return None
-            *older, newest = sorted(self._keys, key=_by_exp)
-            last = max((key.exp for key in older if key.exp > now), default=0)
-            return newest.kid, max(int(now), int(last - self.policy.token_ttl - self.policy.skew))
+            last = max((key.exp for key in self._keys if key.kid not in made), default=0)
+            signs = int(last - self.policy.token_ttl - self.policy.skew)
+            return made[-1], max(int(now), signs)
 
         return self._until_done(attempt)
 
@@ -408,10 +416,8 @@ class KeyStore:
             rest = tuple(key for key in self._keys if key.kid != kid)
             needed = now + self.policy.token_ttl + self.policy.skew
             enough = not replace or any(key.exp >= needed for key in rest)
-            add = [] if enough else self._new_exps(rows)
-            if not self._change(rows, add=add, remove=doomed):
-                return None
-            return (max(self._keys, key=_by_exp).kid if add else None,)
+            made = self._change(rows, add=() if enough else self._new_exps(rows), remove=doomed)
+            return None if made is None else (made[-1] if made else None,)
 
         return self._until_done(attempt)[0]
 
@@ -431,8 +437,9 @@ class KeyStore:
                     "nothing was changed; find the secret, or keys revoke what is beyond hope"
                 )
             stale = {row: key for row, key in rows.items() if key is not None and key.stale}
-            done = dry_run or not stale or self._change(rows, seal_anew=stale)
-            return len(stale) if done else None
+            if not dry_run and stale and self._change(rows, seal_anew=stale) is None:
+                return None
+            return len(stale)
 
         return self._until_done(attempt)
 
@@ -474,6 +481,11 @@ class KeyStore:
         # Expired an hour ago: past the leeway of every verifier.
         return [*(() if rows else (now - 3600,)), now + int(self.policy.lifetime)]
 
+    def _new_key(self) -> rsa.RSAPrivateKey:
+        """The key that was found in time, else a new one."""
+        spare, self._spare = self._spare, None
+        return spare or generate()
+
     def _decided_on(self) -> dict[Row, Key | None]:
         """The rows as a decision finds them: what changes after this is noticed by `_change`."""
         with self._lock:  # not while `refresh` has replaced the rows and not yet the keys
@@ -494,15 +506,18 @@ class KeyStore:
         add: Sequence[int] = (),
         remove: Sequence[Row] = (),
         seal_anew: Mapping[Row, Key] = MappingProxyType({}),
-    ) -> bool:
-        """One transaction, unless the table no longer holds the rows that it was decided on."""
+    ) -> list[str] | None:
+        """One transaction: the kids of the keys added.
+
+        None, and nothing changed, if the table no longer holds the rows that it was decided on.
+        """
         known, content_key = set(rows), self._content_key(self._secrets[0], self._salt)
-
-        def sealed(private_key: rsa.RSAPrivateKey, exp: int) -> tuple[bytes, int]:
-            return seal(private_key, exp, content_key, self._salt), exp
-
-        made = [sealed(generate(), exp) for exp in add]
-        changed = [(*sealed(key.private_key, key.exp), row[0]) for row, key in seal_anew.items()]
+        made = [(self._new_key(), exp) for exp in add]
+        added = [(seal(key, exp, content_key, self._salt), exp) for key, exp in made]
+        changed = [
+            (seal(key.private_key, key.exp, content_key, self._salt), key.exp, row[0])
+            for row, key in seal_anew.items()
+        ]
 
         def write(connection: sqlite3.Connection) -> bool:
             # Two servers on one database come here at the same time: the second sees the new row.
@@ -512,13 +527,13 @@ class KeyStore:
             connection.execute("PRAGMA secure_delete=ON")
             connection.executemany("DELETE FROM keys WHERE kid = ?", [row[:1] for row in remove])
             connection.executemany("UPDATE keys SET key = ?, exp = ? WHERE kid = ?", changed)
-            for key in made:
-                connection.execute("INSERT INTO keys (key, exp) VALUES (?, ?)", key)
+            for row in added:
+                connection.execute("INSERT INTO keys (key, exp) VALUES (?, ?)", row)
             return True
 
         done = self._database.write(write)
         self.refresh()
-        return done
+        return [public_jwk(key.public_key())["kid"] for key, _ in made] if done else None
 
 
 def _one_of_each(keys: Iterable[Key]) -> tuple[Key, ...]:

@@ -2,8 +2,8 @@
 -- belongs to them in tables of its own. Times are UTC text, 'YYYY-MM-DD HH:MM:SS.SSS', unless a
 -- column says otherwise. database.py runs this file once, as version 1 (PRAGMA user_version).
 
--- One row per RSA key. Rows are never changed except to seal a key anew; rotation adds a row and
--- retention removes one. The key cannot be read, prolonged or exchanged without NOT_MY_KEY.
+-- One row per RSA key. Rows are never changed except to seal a key anew, or to end it early; rotation
+-- adds a row and retention removes one. The key cannot be read, prolonged or exchanged without NOT_MY_KEY.
 CREATE TABLE IF NOT EXISTS keys(
     kid INTEGER PRIMARY KEY AUTOINCREMENT,  -- number of the row; tokens name the RFC 7638 thumbprint
     key BLOB NOT NULL,                      -- the private JWK as compact JWE (dir, A256CBC-HS512)

@@ -16,6 +16,7 @@ can verify from its published key set. Run `python server.py`; see README.md for
 
     ratelimit.py     how often an address may ask        credentials.py   bodies and HTTP Basic
     settings.py      flags, variables, the secret        admin.py         the operator's commands
+    answers.py       refusals, published documents       web/             the token inspector
 
 Rules of this file:
 - An endpoint returns a Response, returns a Later, or raises. Failures become answers in one place.
@@ -109,6 +110,7 @@ class App:
             answers.server_metadata(issuer),
             (*answers.ANY_ORIGIN, answers.cached(answers.MAX_AGE)),
         )
+        self._page = answers.inspector_page(Path(__file__).with_name("web"))
         self._database_stamp: object = None
         self.http_stats = httpd.Stats()  # the server's own, once there is one
         # outcome -> attempts since the start; counted by the database's one writer thread alone
@@ -191,8 +193,9 @@ class App:
 
         def once_on_disk(deliver: Callable[[Response], None]) -> None:
             def written(trouble: Exception | None) -> None:
-                self.logins[outcome] += trouble is None
-                self.report(WRITING, None if trouble is None else str(trouble))
+                if trouble is None:
+                    self.logins[outcome] += 1
+                    self.report(WRITING, None)
                 deliver(answer if trouble is None else self.refusal(trouble))
 
             self.accounts.record(client, outcome, user, written)
@@ -223,14 +226,15 @@ class App:
         known = self._jwks
         if known is None or known.key_set is not key_set or not known.since <= now < known.until:
             known = self._jwks = answers.publish(key_set, now)
-        if_none_match = request.headers.get("if-none-match")
-        if if_none_match is not None and answers.etag_matches(if_none_match, known.etag):
-            return known.not_modified
-        return known.response
+        return answers.conditional(known, request.headers)
 
     def metadata(self, request: Request) -> Answer:
         """GET the discovery documents (RFC 8414 §3, OpenID Connect Discovery §4)."""
         return self._metadata
+
+    def inspector(self, request: Request) -> Answer:
+        """GET / and what it loads: the page that takes a token apart in the browser."""
+        return answers.conditional(self._page.get(request.path), request.headers)
 
     def healthz(self, request: Request) -> Answer:
         """GET /healthz: whether a token could be issued now."""
@@ -279,13 +283,7 @@ class App:
 
     def refuse_cross_site(self, request: Request) -> None:
         """Refuse a browser's post from a foreign page, which could spend its user's attempts."""
-        site = request.headers.get("sec-fetch-site")
-        origin = request.headers.get("origin")
-        if site in ("same-origin", "none") or (site is None and origin is None):
-            return
-        host = request.headers.get("host", "")
-        ours = (answers.origin_of(self.issuer), f"http://{host}", f"https://{host}")
-        if site == "cross-site" or (origin is not None and origin not in ours):
+        if credentials.is_cross_site(request.headers, answers.origin_of(self.issuer)):
             raise answers.CrossSite
 
     def later(self, function: Callable[..., Response | Eventually], *arguments: object) -> Later:
@@ -392,6 +390,7 @@ ROUTES: dict[str, dict[str, str]] = {
     "/.well-known/oauth-authorization-server": {"GET": "metadata"},
     "/healthz": {"GET": "healthz"},
     "/metrics": {"GET": "metrics"},
+    **{path: {"GET": "inspector"} for path in answers.PAGE},
 }
 
 
@@ -467,11 +466,16 @@ class Service:
             self.app.log(f"the certificate was not read again: {error}")
 
     def _maintain(self) -> None:
-        while not self._stopping.wait(min(TICK_SECONDS, self.app.keys.due_in() or TICK_SECONDS)):
+        wait = min(TICK_SECONDS, self.app.keys.due_in())
+        while not self._stopping.wait(wait):
+            was_due = not self.app.keys.due_in()
             self.app.maintain()
             if self.reload_wanted:
                 self.reload_wanted = False
                 self.reload_certificate()
+            left = self.app.keys.due_in()
+            # What was due and still is cannot be made now; what came due meanwhile is made at once.
+            wait = TICK_SECONDS if was_due and not left else min(TICK_SECONDS, left)
 
 
 def listen(
@@ -537,7 +541,7 @@ def open_app(
             database,
             keys,
             users,
-            issuer=config.issuer or reachable(url),
+            issuer=config.issuer or settings.default_issuer(url),
             log=log,
             clock=clock,
             monotonic=monotonic,
@@ -550,13 +554,6 @@ def open_app(
     except BaseException:
         database.close()
         raise
-
-
-def reachable(url: str) -> str:
-    """The URL with an address that can be connected to in place of "any", or of a socket file."""
-    if url.startswith("unix:"):
-        return "http://localhost"
-    return url.replace("//0.0.0.0", "//127.0.0.1").replace("//[::]", "//[::1]")
 
 
 class Issuer:

@@ -108,6 +108,13 @@ def issuer_url(text: str) -> str:
     return text
 
 
+def default_issuer(url: str) -> str:
+    """The URL with an address that can be connected to in place of "any", or of a socket file."""
+    if url.startswith("unix:"):
+        return "http://localhost"
+    return url.replace("//0.0.0.0", "//127.0.0.1").replace("//[::]", "//[::1]")
+
+
 def one_of(*words: str) -> Callable[[str], str]:
     """One of a few words."""
 

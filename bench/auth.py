@@ -9,8 +9,10 @@
 The bare figure is that of as many threads as there are cores, in this process. Server and loader
 (one process each, 64 keep-alive connections) share the same cores, so that what the loader spends
 counts against the server. Every round takes a bare figure, then the server's, then a bare one
-again; printed are medians of the rounds, the ratio of each round to its own two bare figures among
-them: the machine may be busy with other things, which only the ratio survives.
+again; printed are medians of the rounds, and the ratio of each round to its own two bare figures.
+On a machine that is busy with other things, that ratio says little, because more processes get a
+larger share of it. The ratio of processor times still does: how much of what server and loader
+spend on a login is cryptography.
 """
 
 from __future__ import annotations
@@ -80,6 +82,8 @@ def auth():
     db.commit()
     db.close()
     return jsonify(token=token)
+import flask.cli
+flask.cli.show_server_banner = lambda *ignored: None
 app.run("127.0.0.1", 0, threaded=True)
 """
 FLASK_READY = re.compile(r"Running on http://127\.0\.0\.1:([0-9]+)")
@@ -131,14 +135,16 @@ def flask() -> Iterator[Process]:
             process.end()
 
 
-def loaded(port: int, requests: list[bytes]) -> Answers:
-    """What a loader in a process of its own counts."""
+def loaded(port: int, requests: list[bytes]) -> tuple[Answers, float]:
+    """What a loader in a process of its own counts, and the processor time that it takes."""
     with multiprocessing.get_context("fork").Pool(1) as pool:
         return pool.apply(run_load, (port, requests, LOAD_SECONDS))
 
 
-def run_load(port: int, requests: list[bytes], seconds: float) -> Answers:
-    return Load(port, requests, connections=CONNECTIONS).run(seconds)
+def run_load(port: int, requests: list[bytes], seconds: float) -> tuple[Answers, float]:
+    begin = time.process_time()
+    answers = Load(port, requests, connections=CONNECTIONS).run(seconds)
+    return answers, time.process_time() - begin
 
 
 def compare(name: str, against: Callable[[], object], process: Process, rounds: int) -> None:
@@ -147,25 +153,41 @@ def compare(name: str, against: Callable[[], object], process: Process, rounds: 
         post("/auth", {"username": f"u{n}", "password": process.register(f"u{n}")})
         for n in range(USERS)
     ]
-    run_load(process.port, requests, 0.5)
-    ratios, rates, bares, slow = [], [], [], []
+    run_load(process.port, requests, 0.5)  # remembered from here on, and every thread is there
+    found: dict[str, list[float]] = {}
     for _ in range(rounds):
-        before = rate(against, BARE_SECONDS)
-        cpu = process.cpu_seconds()
-        answers = loaded(process.port, requests)
-        cpu = (process.cpu_seconds() - cpu) / max(1, len(answers.latencies))
-        around = (before + rate(against, BARE_SECONDS)) / 2
-        if set(answers.statuses) != {200}:
-            print(f"  not every answer was a token: {dict(answers.statuses)}")
-        ratios.append(answers.rate / around)
-        rates.append(answers.rate)
-        bares.append(around)
-        slow.append(percentile(answers.latencies, 0.99))
+        for figure, value in one_round(against, process, requests).items():
+            found.setdefault(figure, []).append(value)
+    median = {figure: statistics.median(values) for figure, values in found.items()}
     print(
-        f"{name:15} {statistics.median(rates):6.0f} /s  bare {statistics.median(bares):6.0f} /s  "
-        f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})  "
-        f"p99 {statistics.median(slow) * 1000:.0f} ms  processor {cpu * 1e6:.0f} us a login"
+        f"{name:15} {median['rate']:6.0f} /s  bare {median['bare']:6.0f} /s  "
+        f"ratio {median['ratio']:.2f} ({min(found['ratio']):.2f} to {max(found['ratio']):.2f})  "
+        f"p99 {median['p99'] * 1000:.0f} ms  processor {median['spent'] * 1e6:.0f} us a login, "
+        f"{median['share']:.2f} of it bare"
     )
+
+
+def one_round(
+    against: Callable[[], object], process: Process, requests: list[bytes]
+) -> dict[str, float]:
+    """The figures of one comparison; times in seconds, of processor time for a login or a call."""
+    begin = time.process_time()
+    before = rate(against, BARE_SECONDS)
+    bare_spent = (time.process_time() - begin) / (before * BARE_SECONDS)
+    begin = process.cpu_seconds()
+    answers, loader_spent = loaded(process.port, requests)
+    spent = (process.cpu_seconds() - begin + loader_spent) / (len(answers.latencies) + answers.late)
+    around = (before + rate(against, BARE_SECONDS)) / 2
+    if set(answers.statuses) != {200}:
+        print(f"  not every answer was a token: {dict(answers.statuses)}")
+    return {
+        "rate": answers.rate,
+        "bare": around,
+        "ratio": answers.rate / around,
+        "p99": percentile(answers.latencies, 0.99),
+        "spent": spent,
+        "share": bare_spent / spent,
+    }
 
 
 def main() -> None:

@@ -60,7 +60,11 @@ def microseconds(contestants: Mapping[str, Callable[[], object]], batch: int) ->
 
 
 def refuse(token: str) -> None:
-    assert jwt_minimal.refusal(token, JWKS) is not None
+    try:
+        jwt_minimal.decode(token, JWKS)
+    except jwt_minimal.InvalidToken:
+        return
+    raise AssertionError("rubbish was accepted")
 
 
 def table(title: str, base: str, taken: dict[str, float]) -> None:

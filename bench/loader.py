@@ -36,6 +36,7 @@ class Answers(NamedTuple):
     seconds: float
     statuses: Counter[int]
     latencies: list[float]  # seconds, in the order of arrival
+    late: int = 0  # answers to what was on its way at the end; they cost the server as much
 
     @property
     def rate(self) -> float:
@@ -53,6 +54,7 @@ class Load:
         self._selector = selectors.DefaultSelector()
         self._statuses: Counter[int] = Counter()
         self._latencies: list[float] = []
+        self._late = 0
         self._until = 0.0
 
     def run(self, seconds: float) -> Answers:
@@ -60,7 +62,7 @@ class Load:
 
         A later run goes on in the list of requests where this one ended.
         """
-        self._statuses, self._latencies = Counter(), []
+        self._statuses, self._latencies, self._late = Counter(), [], 0
         start = time.perf_counter()
         self._until = start + seconds
         for _ in range(self._connections):
@@ -70,7 +72,7 @@ class Load:
         while self._selector.get_map():
             for key, _ in self._selector.select(1.0):
                 self._receive(key.fileobj, *key.data)  # type: ignore[arg-type]
-        return Answers(seconds, self._statuses, self._latencies)
+        return Answers(seconds, self._statuses, self._latencies, self._late)
 
     def _send(self, connection: socket.socket) -> None:
         connection.sendall(next(self._requests))
@@ -87,6 +89,7 @@ class Load:
         if head >= 0 and len(answer) >= head + 4 + content_length(answer[:head]):
             now = time.perf_counter()
             if now >= self._until:
+                self._late += 1
                 self._drop(connection)
                 return
             self._statuses[int(answer[9:12])] += 1

@@ -271,6 +271,15 @@ class Operating(AccountsTest):
             self.accounts.prune_log(10)
         self.assertEqual(left, [4, 2, 0, 0])
 
+    def test_recent_attempts_are_the_newest_within_the_time_and_never_too_many(self):
+        for number in range(6):
+            self.record(f"192.0.2.{number}", "unknown_user", None)
+            self.clock.advance(10)
+        recent = [("192.0.2.3", 30.0), ("192.0.2.4", 20.0), ("192.0.2.5", 10.0)]
+        self.assertEqual(self.accounts.recent_attempts(30), recent)
+        with mock.patch.object(accounts, "RECENT_ROWS", 2):
+            self.assertEqual(self.accounts.recent_attempts(30), recent[1:])
+
     def test_the_clock_going_back_does_not_invent_recent_attempts(self):
         self.record("127.0.0.1", "unknown_user", None)
         self.clock.advance(-31_536_000)

@@ -273,6 +273,12 @@ class Keys(KeysTest):
         app.notice_changes()
         self.assertEqual(app.keys.published().keys[1].kid, out.strip())
 
+    def test_are_taken_over_by_a_server_that_nobody_asks(self):
+        app = self.open_server()
+        _, out, _ = self.admin("keys", "rotate")
+        app.maintain()
+        self.assertEqual(app.keys.published().keys[1].kid, out.strip())
+
     def test_are_rotated_at_once_by_the_settings_of_the_server_not_of_the_command(self):
         app = self.open_server(token_ttl="8h", key_lifetime="60d")
         old = app.keys.signing_key()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
+import queue
 import sqlite3
+import threading
 import unittest
 import uuid
 from unittest import mock
 
 import jwt_minimal
+from httpd import Later, Request, Response
 from tests.support import AppTest, header
 
 
@@ -270,6 +273,33 @@ class LoggingIn(AppTest):
         )
         self.assertEqual(self.app.accounts.users()[0][3], time)
 
+    def later(self, password: str) -> Later:
+        body = json.dumps({"username": "alice", "password": password}).encode()
+        answer = self.app.respond(Request("POST", "/auth", "", {}, body, "127.0.0.1"))
+        assert isinstance(answer, Later)
+        return answer
+
+    def test_answers_only_once_the_attempt_is_on_disk(self):
+        hold = threading.Event()
+        answers: queue.SimpleQueue[Response] = queue.SimpleQueue()
+        writer = threading.Thread(target=self.app.database.write, args=(lambda _: hold.wait(5),))
+        writer.start()
+        for password in (self.password, "wrong"):
+            self.later(password).run(answers.put)
+        self.assertTrue(answers.empty())
+        hold.set()
+        self.assertEqual([answers.get(timeout=5).status for _ in range(2)], [200, 401])
+        writer.join()
+
+    def test_issues_no_token_for_an_attempt_that_cannot_be_logged(self):
+        with sqlite3.connect(self.path) as other:
+            other.execute("DROP TABLE auth_outcomes")
+        other.close()
+        for password in (self.password, "wrong"):
+            response = self.login("alice", password)
+            self.assertEqual((response.status, b"token" in response.body), (503, False))
+        self.assertEqual(self.app.logins, {})
+
     def test_never_stores_what_an_unknown_user_typed(self):
         self.login("hunter2-typed-as-a-name", "x")
         self.app.database.close()
@@ -291,6 +321,12 @@ class Limiting(AppTest):
         for _ in range(6):
             self.login("a", "x")
         self.assertEqual(self.login("a", "x", client="127.0.0.2").status, 401)
+
+    def test_remembers_as_many_addresses_as_it_is_told(self):
+        self.app = self.open_app(limiter_sources="3")
+        for number in range(9):
+            self.login("a", "x", client=f"192.0.2.{number}")
+        self.assertEqual(len(self.app.limits["auth"].limiter), 3)
 
     def test_refused_attempts_are_not_written_to_the_log(self):
         for _ in range(8):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import sqlite3
 import stat
 import threading
@@ -144,6 +145,59 @@ class Writing(TemporaryFolder):
         self.assertEqual(db.read("SELECT count(*) FROM auth_logs"), [(40,)])
         self.assertEqual(db.stamp(), int(str(stamp)) + 1)
 
+    def test_rows_that_wait_together_are_written_by_one_call(self):
+        db = self.open_database()
+        hold, held, calls = threading.Event(), threading.Event(), []
+        told: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+        def wait(connection):
+            held.set()
+            hold.wait(5)
+
+        def write_rows(connection, rows):
+            calls.append(rows)
+            for row in rows:
+                insert(row)(connection)
+
+        first = threading.Thread(target=db.write, args=(wait,))
+        first.start()
+        held.wait(5)
+        for number in range(9):
+            db.append(write_rows, str(number), told.put)
+        self.assertTrue(told.empty())
+        hold.set()
+        self.assertEqual([told.get(timeout=5) for _ in range(9)], [None] * 9)
+        first.join()
+        self.assertEqual(calls, [[str(number) for number in range(9)]])
+        self.assertEqual(len(db.read("SELECT id FROM auth_logs")), 9)
+
+    def test_rows_that_cannot_be_written_are_reported_to_each_and_undone(self):
+        db = self.open_database()
+        told: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+        def write_rows(connection, rows):
+            insert("lost")(connection)
+            connection.execute("INSERT INTO nowhere VALUES (1)")
+
+        db.append(write_rows, 1, told.put)
+        self.assertIsInstance(told.get(timeout=5), Unavailable)
+        self.assertEqual(db.read("SELECT id FROM auth_logs"), [])
+        db.close()
+        db.append(write_rows, 2, told.put)
+        self.assertIsInstance(told.get(timeout=5), Unavailable)
+
+    def test_a_listener_that_fails_stops_nobody_else(self):
+        db = self.open_database()
+        told: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+        def fail(trouble):
+            told.put(trouble)
+            raise KeyError("mine")
+
+        db.append(lambda connection, rows: None, 1, fail)
+        self.assertIsNone(told.get(timeout=5))
+        self.assertEqual(db.write(lambda connection: 7), 7)
+
     def test_a_full_database_is_unavailable_and_recovers(self):
         db = self.open_database()
         db.write(insert("before"))
@@ -166,6 +220,23 @@ class Writing(TemporaryFolder):
         db.write(insert("b"))
         self.assertEqual(db.read("SELECT request_ip FROM auth_logs"), [("b",)])
 
+    def test_a_lock_held_on_and_on_is_not_waited_for_by_every_job_in_turn(self):
+        db = self.open_database(busy_seconds=1.0)
+        other = sqlite3.connect(self.path, isolation_level=None)
+        self.addCleanup(other.close)
+        other.execute("BEGIN IMMEDIATE")
+        start, refused = time.monotonic(), 0
+        for _ in range(10):
+            try:
+                db.write(insert("a"))
+            except Unavailable:
+                refused += 1
+        waited = time.monotonic() - start
+        other.execute("COMMIT")
+        db.write(insert("b"))
+        self.assertEqual(refused, 10)
+        self.assertLess(waited, 10 * 1.0, "ten in turn")
+
     def test_nothing_is_acknowledged_into_a_file_that_was_deleted(self):
         db = self.open_database()
         db.write(insert("a"))
@@ -181,6 +252,19 @@ class Writing(TemporaryFolder):
         os.replace(copy, self.path)
         with self.assertRaisesRegex(Unavailable, "deleted or replaced"):
             db.write(insert("b"))
+
+    def test_the_log_of_a_file_that_was_replaced_is_not_applied_to_the_new_one(self):
+        db = self.open_database()
+        copy = self.folder / "copy.db"
+        db.backup(copy)
+        old = self.folder / "old.db"
+        db.write(insert("a"))
+        os.rename(self.path, old)
+        os.rename(copy, self.path)
+        db.close()
+        self.assertEqual(self.open_database().read("SELECT id FROM auth_logs"), [])
+        self.path = old  # what was acknowledged went where its file is now
+        self.assertEqual(self.open_database().read("SELECT request_ip FROM auth_logs"), [("a",)])
 
     def test_a_file_replaced_during_the_commit_is_noticed_too(self):
         db = self.open_database()

@@ -146,6 +146,16 @@ class Storing(KeyStoreTest):
         self.assertNotEqual(store.signing_key(), first)
         self.assertEqual(store.published().keys[0], store.signing_key())
 
+    def test_finds_the_next_key_before_it_is_due(self):
+        store = self.open_store()
+        self.make_due(store)
+        self.clock.advance(1000 - 100 - 10 - 50 - 3)
+        self.assertFalse(self.make_due(store))
+        self.clock.advance(3)
+        with mock.patch.object(keystore, "generate", side_effect=AssertionError):
+            self.assertTrue(store.make_due())
+        self.assertEqual(len({row[0] for row in store.listing()}), 3)
+
     def test_a_gap_while_the_server_was_off_heals_at_the_start(self):
         self.make_due(self.open_store())
         self.clock.advance(100_000)

@@ -1,0 +1,119 @@
+"""How the inspector page is served; what it does in a browser is tried in wide_inspector.py."""
+
+from __future__ import annotations
+
+import re
+import unittest
+from pathlib import Path
+
+import answers
+import server
+from tests.support import ROOT, AppTest, header
+
+FILES = {path: (ROOT / "web" / name).read_bytes() for path, (name, _) in answers.PAGE.items()}
+
+
+def luminance(colour: str) -> float:
+    """WCAG 2.2, relative luminance."""
+    long = colour if len(colour) == 6 else "".join(digit * 2 for digit in colour)
+    parts = [int(long[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear))
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+class ThePage(AppTest):
+    def test_is_the_files_of_the_folder(self):
+        for path, content in FILES.items():
+            self.assertEqual(self.call("GET", path).body, content)
+
+    def test_names_its_types(self):
+        types = [header(self.call("GET", path), "Content-Type") for path in FILES]
+        self.assertEqual(
+            [t.split(";")[0] for t in types], ["text/html", "text/javascript", "text/css"]
+        )
+
+    def test_runs_no_script_but_its_own_and_speaks_to_nobody_else(self):
+        for path in FILES:
+            policy = header(self.call("GET", path), "Content-Security-Policy").split("; ")
+            self.assertEqual(
+                policy,
+                [
+                    *("default-src 'none'", "script-src 'self'", "style-src 'self'"),
+                    *("connect-src 'self'", "base-uri 'none'", "form-action 'none'"),
+                    "frame-ancestors 'none'",
+                ],
+            )
+
+    def test_leaks_no_address_to_where_a_reader_goes_next(self):
+        self.assertEqual(header(self.call("GET", "/"), "Referrer-Policy"), "no-referrer")
+
+    def test_is_asked_for_each_time_and_sent_when_it_changed(self):
+        first = self.call("GET", "/")
+        self.assertEqual(header(first, "Cache-Control"), "no-cache")
+        again = self.call("GET", "/", headers={"if-none-match": header(first, "ETag")})
+        self.assertEqual((again.status, again.body), (304, b""))
+        self.assertEqual(self.call("GET", "/", headers={"if-none-match": '"old"'}).status, 200)
+
+    def test_has_an_entity_tag_for_each_file(self):
+        tags = {header(self.call("GET", path), "ETag") for path in FILES}
+        self.assertEqual(len(tags), len(FILES))
+
+    def test_is_found_nowhere_when_its_files_are_missing(self):
+        self.app._page = answers.inspector_page(self.folder)
+        self.assertEqual([self.call("GET", path).status for path in FILES], [404] * 3)
+
+    def test_is_not_posted_to(self):
+        self.assertEqual(header(self.call("POST", "/"), "Allow"), "GET, HEAD, OPTIONS")
+
+
+class TheFiles(unittest.TestCase):
+    def test_need_nothing_from_elsewhere(self):
+        for path, content in FILES.items():
+            with self.subTest(path):
+                self.assertNotRegex(content, rb"https?:|\burl\(|@import|import .* from")
+
+    def test_hold_no_inline_script_or_style_which_the_policy_would_block(self):
+        html = FILES["/"].decode()
+        self.assertEqual(re.findall(r"<script(?![^>]*\ssrc=)|<style|\s(?:on\w+|style)=", html), [])
+
+    def test_make_no_markup_of_text(self):
+        script = FILES["/inspector.js"].decode()
+        sinks = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|Function\("
+        self.assertEqual(re.findall(sinks, script), [])
+
+    def test_stay_small_enough_to_be_read(self):
+        self.assertLess(sum(map(len, FILES.values())), 30_000)
+
+    def test_can_be_read_in_light_and_in_dark(self):
+        text = {
+            **dict.fromkeys(("s0", "s1", "s2"), ("ground", "card")),
+            "ink": ("ground", "card", "good-ground", "bad-ground", "mark"),
+            "quiet": ("ground", "card", "good-ground", "bad-ground"),
+            "accent": ("card",),
+            "good": ("good-ground",),
+            "bad": ("bad-ground", "card"),
+        }
+        for scheme in re.findall(r":root \{(.*?)\}", FILES["/style.css"].decode(), re.DOTALL):
+            colours = dict(re.findall(r"--([\w-]+): #(\w+)", scheme))
+            for name, grounds in text.items():
+                for ground in grounds:
+                    with self.subTest(scheme=colours["ground"], text=name, on=ground):
+                        self.assertGreater(contrast(colours[name], colours[ground]), 4.5)
+            self.assertGreater(contrast(colours["edge"], colours["card"]), 3)
+            self.assertGreater(contrast(colours["edge"], colours["ground"]), 3)
+
+    def test_load_each_other_by_the_names_that_are_served(self):
+        loaded = re.findall(r'(?:href|src)="([^"]+)"', FILES["/"].decode())
+        self.assertEqual({f"/{name}" for name in loaded} | {"/"}, set(FILES))
+
+    def test_stand_beside_the_server(self):
+        self.assertTrue((Path(server.__file__).parent / "web").is_dir())
+
+
+if __name__ == "__main__":
+    unittest.main()
