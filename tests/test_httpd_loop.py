@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -336,6 +337,18 @@ class Pool(unittest.TestCase):
             self.assertTrue(pool.submit(Later(self.slow), outcomes.append))
         pool.stop(5)
         self.assertEqual(outcomes, [ANSWER, ANSWER])
+
+    @unittest.skipUnless(sys.platform == "linux", "only Linux ranks threads one by one")
+    def test_steps_back_behind_the_loop(self) -> None:
+        def rank(*_: object) -> Response:
+            return Response(200, (), b"%d" % os.getpriority(os.PRIO_PROCESS, 0))
+
+        with LiveServer() as server, server.connect() as client:
+            server.work = rank
+            client.send(post("/later", b""))
+            own = os.getpriority(os.PRIO_PROCESS, 0)
+            self.assertEqual(client.answer().body, b"%d" % min(19, own + workers.STEP_BACK))
+            self.assertEqual(os.getpriority(os.PRIO_PROCESS, server.thread.native_id or 0), own)
 
     def test_makes_no_more_threads_than_are_needed(self) -> None:
         outcomes: list[object] = []
