@@ -2,7 +2,7 @@
 
     bytes --feed--> Parser --next_request--> Request        Response --wire--> bytes
                       |
-                      +--raises--> Refused(status, word, description): answer it, then close
+                      +--raises--> Refused(status, description): answer it, then close
 
 A server and a proxy that read the same bytes differently can be played against each other (request
 smuggling). So whatever has two readings is refused here, never repaired: a bare CR or LF, a folded
