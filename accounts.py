@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import contextlib
 import hashlib
 import hmac
 import os
@@ -316,6 +317,10 @@ class Accounts:
             return user._replace(new_hash=self._hash(password))
         self._verified.remember(user, password)
         return user
+
+    def about_to_record(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, an attempt is on its way to `record`: others wait for it to share a commit."""
+        return self._database.announced()
 
     def record(
         self,

@@ -226,6 +226,8 @@ class Handler(BaseHTTPRequestHandler):
         self.phase = IDLE
         self.served = True
         started = self.server.now
+        if not self.server.looked:
+            self.server.look()
         try:
             answer = self.route(request)
         except Exception as failure:
@@ -347,8 +349,8 @@ class Server:
     """The loop, its listening socket, and the workers. Binds and listens at once; see `url`.
 
     `log` takes lines (several at once are joined by line ends) and must neither block nor raise.
-    `on_turn` is called once per turn of the loop in which a socket is ready, before any request is
-    routed. `host` may be a name, an address, `::` for both families, or `unix:/path`.
+    `on_turn` is called before the first request that is routed in a turn of the loop. `host` may be
+    a name, an address, `::` for both families, or `unix:/path`.
     """
 
     app: Any = None  # for the handlers, which find it as self.server.app
@@ -375,6 +377,7 @@ class Server:
         self._stamp_format, self.access = ACCESS_LOGS[access_log]
         self.stats = Stats()
         self.stopping = False
+        self.looked = False  # whether `on_turn` was called in this turn
         self._handler_class = handler_class
         self._on_turn = on_turn
         self._tls_files = tls
@@ -459,8 +462,7 @@ class Server:
         wait = 0.0 if self._unfinished else max(0.0, self._next_sweep - self.now)
         events = self._selector.select(wait)
         self._set_clock()
-        if self._on_turn is not None and (events or self._unfinished):
-            self._guard(self._on_turn)
+        self.looked = False
         unfinished, self._unfinished = self._unfinished, []
         for handler in unfinished:
             self._guard(handler.resume)
@@ -474,6 +476,12 @@ class Server:
         if self._lines:
             self.log("\n".join(self._lines))
             self._lines = []
+
+    def look(self) -> None:
+        """Have the caller look, before the first request of a turn is routed."""
+        self.looked = True
+        if self._on_turn is not None:
+            self._guard(self._on_turn)
 
     def _guard(self, react: Callable[[], None]) -> None:
         """A defect costs one connection, never the loop."""

@@ -159,7 +159,9 @@ class Limiter:
         size = len(log)
         free, opens, tightest = MAX_COUNT + 1, 0, 0
         for number, count, period in self._rules:
-            oldest = bisect_right(log, now - period, size - count if size > count else 0)
+            since, oldest = now - period, size - count if size > count else 0
+            if size and log[oldest] <= since:  # often nothing has left the window: no search
+                oldest = bisect_right(log, since, oldest + 1)
             slots = count - size + oldest
             if slots <= free:
                 # a slot opens when the oldest time in the window leaves it; in an empty window

@@ -183,7 +183,8 @@ class App:
         except keystore.NoSigningKey as failure:
             return self.logged(client, "no_key", user, self.refusal(failure))
         claims = self.claims(user.name, key, expired)
-        token = jwt_minimal.encode(claims, key.private_key, key.kid)
+        with self.accounts.about_to_record():
+            token = jwt_minimal.encode(claims, key.private_key, key.kid)
         return self.logged(client, "success", user, answers.token_response(token, claims, expired))
 
     def logged(

@@ -9,6 +9,7 @@ import stat
 import threading
 import time
 import unittest
+from unittest import mock
 
 import database
 from database import CannotOpen, Unavailable
@@ -170,6 +171,45 @@ class Writing(TemporaryFolder):
         first.join()
         self.assertEqual(calls, [[str(number) for number in range(9)]])
         self.assertEqual(len(db.read("SELECT id FROM auth_logs")), 9)
+
+    def test_a_row_waits_for_those_announced_and_shares_their_commit(self):
+        db = self.open_database()
+        told: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        calls: list[list[str]] = []
+
+        def keep(connection, rows):
+            calls.append(rows)
+
+        def second_comes(seconds):
+            db.append(keep, "second", told.put)
+
+        with mock.patch("database.sleep", second_comes), db.announced():
+            db.append(keep, "first", told.put)
+            self.assertEqual([told.get(timeout=5) for _ in range(2)], [None, None])
+        self.assertEqual(calls[0][:2], ["first", "second"])
+
+    def test_a_row_waits_for_nobody_who_was_not_announced_nor_for_long(self):
+        db = self.open_database()
+        told: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        naps: list[float] = []
+        with mock.patch("database.sleep", naps.append):
+            db.append(lambda connection, rows: None, 1, told.put)
+            self.assertIsNone(told.get(timeout=5))
+            self.assertEqual(naps, [])
+            with db.announced():  # and nothing comes
+                db.append(lambda connection, rows: None, 2, told.put)
+                self.assertIsNone(told.get(timeout=5))
+        self.assertLessEqual(sum(naps), 0.002)
+        self.assertGreater(sum(naps), 0)
+
+    def test_an_announcement_ends_with_its_failure(self):
+        db = self.open_database()
+        naps: list[float] = []
+        with self.assertRaises(ZeroDivisionError), db.announced():
+            print(1 / 0)  # it will not come
+        with mock.patch("database.sleep", naps.append):
+            db.write(insert("a"))
+        self.assertEqual(naps, [])
 
     def test_rows_that_cannot_be_written_are_reported_to_each_and_undone(self):
         db = self.open_database()

@@ -551,9 +551,19 @@ class Turns(unittest.TestCase):
 
         with LiveServer(handler=Watching, on_turn=check) as server:
             self.assertEqual(statuses(server.ask(LAST)), [200])
-            self.assertEqual(order[0], "check")
-            self.assertIn("route", order)
+            self.assertEqual(order, ["check", "route"])
             self.assertRegex(server.lines[0], r"^error: OSError \(No space left on device\) at ")
+
+    def test_check_once_for_what_comes_together_and_not_for_what_is_sent(self) -> None:
+        checks: list[int] = []
+        live = LiveServer(on_turn=lambda: checks.append(1))
+        with live as server, server.connect() as client:
+            client.send(GET * 3)
+            self.assertEqual([client.answer().status for _ in range(3)], [200] * 3)
+            self.assertEqual(len(checks), 1)
+            client.send(GET.replace(b"/", b"/later", 1))
+            client.answer()
+            self.assertEqual(len(checks), 2)
 
 
 class AccessLog(unittest.TestCase):
