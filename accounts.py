@@ -61,14 +61,17 @@ RECENT_ROWS = 65_536  # read at a start to prime the limiter: as many as it has 
 PRUNED_ROWS = 100  # in one commit: some milliseconds for which logins wait, on a log of millions
 PRUNE_STEPS = 10  # commits a second: 86 million rows a day, twice what 500 logins a second leave
 LOG_PAGE = 1_000  # rows that an operator's command reads at a time: the log may have millions
+UNLINK_PAUSE = 0.01  # seconds between two commits of a page: as long as they take, so others write
 VERIFIED_ENTRIES = 65_536  # remembered verifications; about 20 MB when full
 
 
 OUTCOMES = ("success", "bad_password", "unknown_user", "no_key")
+OF_USER = "user_id = (SELECT id FROM users WHERE username = ?)"
+UNLINK = "UPDATE auth_logs SET user_id = NULL"
 CONDITIONS = (  # in the order of `Wanted`
     "coalesce(outcome, '-') = ?",  # so phrased, the log is read in its order, newest first
     "request_ip = ?",
-    "user_id = (SELECT id FROM users WHERE username = ?)",
+    OF_USER,
     "request_timestamp >= ?",
 )
 LOG = (
@@ -380,22 +383,42 @@ class Accounts:
     def delete(self, name: str) -> None:
         """Delete the account; its rows in the log stay, without a name.
 
+        It ends at once. Its rows may be millions, so they are gone through in small commits before
+        the row of the account leaves; interrupted, it goes on when it is called again.
+
         Raises:
             UnknownUser: there is no such account.
         """
-        self._change_user("DELETE FROM users WHERE username = ?", (name,), forget=name)
+        self._change_user("UPDATE users SET password_hash = '' WHERE username = ?", (name,))
+        newest = self._take_off_the_log(name)
 
-    def _change_user(self, sql: str, values: tuple[str, ...], forget: str | None = None) -> None:
-        def change(connection: sqlite3.Connection) -> int:
-            if forget is not None:
-                connection.execute(
-                    "UPDATE auth_logs SET user_id = NULL "
-                    "WHERE user_id = (SELECT id FROM users WHERE username = ?)",
-                    (forget,),
-                )
-            return connection.execute(sql, values).rowcount
+        def delete(connection: sqlite3.Connection) -> None:
+            # Those that came meanwhile; and no row names an account that does not exist.
+            connection.execute(f"{UNLINK} WHERE id > ? AND {OF_USER}", (newest, name))
+            connection.execute("DELETE FROM users WHERE username = ?", (name,))
 
-        if not self._database.write(change):
+        self._database.write(delete)
+
+    def _take_off_the_log(self, name: str) -> int:
+        """Unlink the rows that the log holds now; returns the number of the newest one."""
+        ((newest,),) = self._database.read("SELECT coalesce(max(id), 0) FROM auth_logs")
+        page = (
+            f"SELECT id FROM auth_logs WHERE id > ? AND id <= ? AND {OF_USER} "  # noqa: S608
+            f"ORDER BY id LIMIT {LOG_PAGE}"
+        )
+        rows = self._database.read(page, (0, newest, name))
+        while rows:
+            self._unlink(rows)
+            time.sleep(UNLINK_PAUSE)
+            rows = self._database.read(page, (rows[-1][0], newest, name))
+        return int(newest)
+
+    def _unlink(self, rows: list[tuple[int]]) -> None:
+        sql = f"{UNLINK} WHERE id = ?"
+        self._database.write(lambda connection: connection.executemany(sql, rows))
+
+    def _change_user(self, sql: str, values: tuple[str, ...]) -> None:
+        if not self._database.write(lambda connection: connection.execute(sql, values).rowcount):
             raise UnknownUser(f"there is no user {values[-1]!r}")
 
     def users(self) -> list[tuple[str, str | None, str, str | None]]:

@@ -9,7 +9,7 @@ nothing but the users who log in:
     repeated, first   logins a second, the same credentials again or never remembered
     pruning           the same while the older half of the log is being removed
     prune             what is removed in a second, and how long until all of it is gone
-    commands          admin.py log with a filter, its summary, users list
+    commands          admin.py log with a filter, its summary, users list, users delete
 """
 
 from __future__ import annotations
@@ -176,6 +176,7 @@ def time_commands(path: Path) -> None:
         "log --summary --since 1h",
         "log --summary",
         "users list",
+        "users delete user7",
     ):
         begin = time.perf_counter()
         command = [sys.executable, str(ROOT / "admin.py"), "--db", str(path), *words.split()]

@@ -236,6 +236,43 @@ class Operating(AccountsTest):
         self.assertEqual(rows, [(None,), (None,)])
         self.assertEqual(self.accounts.users(), [])
 
+    def test_a_deleted_user_is_out_before_a_long_log_is_gone_through_and_in_small_commits(self):
+        password = self.accounts.register("alice", None)
+        user = self.accounts.authenticate("alice", password)
+        other = self.accounts.authenticate("bob", self.accounts.register("bob", None))
+        for _ in range(5):
+            self.record("127.0.0.1", "success", user)
+            self.record("127.0.0.1", "success", other)
+        stamps, seen = set(), []
+
+        def pause(seconds):
+            stamps.add(self.database.stamp())
+            with self.assertRaises(InvalidCredentials):
+                self.accounts.authenticate("alice", password)
+            seen.append(self.database.read("SELECT count(*) FROM auth_logs WHERE user_id = 1"))
+            if len(seen) == 1:  # who tries meanwhile stands in the log as well
+                self.record("127.0.0.1", "bad_password", user.id)
+
+        with mock.patch.object(accounts, "LOG_PAGE", 2), mock.patch("time.sleep", pause):
+            self.accounts.delete("alice")
+        self.assertEqual(seen, [[(3,)], [(2,)], [(1,)]])
+        self.assertEqual(len(stamps), 3)
+        rows = self.database.read("SELECT user_id, count(*) FROM auth_logs GROUP BY 1 ORDER BY 1")
+        self.assertEqual(rows, [(None, 6), (other.id, 5)])
+        self.assertEqual([row[0] for row in self.accounts.users()], ["bob"])
+
+    def test_a_deletion_that_was_interrupted_goes_on_when_it_is_called_again(self):
+        user = self.accounts.authenticate("alice", self.accounts.register("alice", None))
+        for _ in range(5):
+            self.record("127.0.0.1", "success", user)
+        with mock.patch.object(accounts, "LOG_PAGE", 2):
+            with mock.patch("time.sleep", side_effect=KeyboardInterrupt):
+                self.assertRaises(KeyboardInterrupt, self.accounts.delete, "alice")
+            self.assertEqual([row[0] for row in self.accounts.users()], ["alice"])
+            self.accounts.delete("alice")
+        self.assertEqual(self.accounts.users(), [])
+        self.assertEqual(self.database.read("SELECT DISTINCT user_id FROM auth_logs"), [(None,)])
+
     def test_an_unknown_user_is_an_error(self):
         self.assertRaises(UnknownUser, self.accounts.reset, "nobody")
         self.assertRaises(UnknownUser, self.accounts.delete, "nobody")
