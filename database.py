@@ -8,14 +8,15 @@
 Rules of this file:
 - A `write` returns after the commit that holds it is on disk (`synchronous=FULL`), or raises. Forty
   jobs that wait together share one commit, so a durable log costs a fraction of an fsync.
-- Before a job is answered, the file that was written must still be the one of that name: whoever
-  deletes or replaces it does not get writes acknowledged into a file that nobody will ever see.
+- Before a job is answered, the file that was written must still be the one of that name, and so
+  must its write-ahead log: whoever deletes or replaces them does not get writes acknowledged into a
+  file that nobody will ever see.
 - SQLite's own failures (busy, full, damaged, gone) are one exception, `Unavailable`. They leave
   nothing half done, and the next call tries again.
 - No SQL about keys or users: those rows belong to keystore.py and accounts.py.
 
 Left out: reopening. After the file was deleted or replaced the server keeps refusing to write until
-it is started again; what is in the write-ahead log goes to the old file, so that it cannot be
+it is started again; what is in the write-ahead log goes to the old file, once, so that it cannot be
 mistaken for the new one's.
 """
 
@@ -35,6 +36,7 @@ T = TypeVar("T")
 WriteRows = Callable[[sqlite3.Connection, list[Any]], None]
 Accept = Callable[[sqlite3.Connection], None]
 Written = Callable[[Union[Exception, None]], None]
+File = tuple[str, tuple[int, int]]  # a name, and the device and inode that it led to at the start
 
 BUSY_SECONDS = 5.0  # how long another process may hold the write lock before we answer 503
 BRIEFLY_SECONDS = 0.1  # the same once it has held it for that long
@@ -87,10 +89,11 @@ class Database:
         self._readers: list[sqlite3.Connection] = []
         self._lock = threading.Lock()  # guards _readers and _closed
         self._closed = False
+        self._log_is_left = False  # whether _leave_no_log is done; of the writer thread alone
         try:
             _create_private(self.path)
             self._writer = _prepared(self._connect(), accept)
-            self._identity = _identity(self.path)
+            self._files = _identities(self.path)
         except (OSError, sqlite3.Error, CannotOpen) as error:
             raise CannotOpen(_why_not(self.path, error)) from error
         self._jobs: queue.SimpleQueue[_Job | _Row | None] = queue.SimpleQueue()
@@ -150,7 +153,9 @@ class Database:
             self._announced.pop()
 
     def probe(self) -> None:
-        """Write a page that changes nothing, to see whether writing works again.
+        """Write a page that changes nothing, to see whether writing works (again).
+
+        If a file was moved, this also moves what is in the write-ahead log to where it belongs.
 
         Raises:
             Unavailable: it does not.
@@ -165,8 +170,12 @@ class Database:
         Raises:
             Unavailable: the file is gone or was replaced, or SQLite could not read it.
         """
-        self._require_same_file()
+        self._require_in_place(self._files[:1])  # without the log: half the price
         return self.read("PRAGMA data_version")[0][0]
+
+    def moved(self) -> bool:
+        """Whether the database or its write-ahead log is not the file of that name any more."""
+        return _moved(self._files) is not None
 
     def backup(self, target: str | os.PathLike[str]) -> None:
         """Copy a consistent state to the new file `target` while others read and write.
@@ -193,7 +202,7 @@ class Database:
             self._closed = True
             self._jobs.put(None)
         self._thread.join()
-        if not self._same_file():
+        if self.moved():
             self._leave_no_log()
         for connection in [*self._readers, self._writer]:
             connection.close()
@@ -211,6 +220,9 @@ class Database:
             check_same_thread=False,
         )
         connection.execute("PRAGMA foreign_keys=ON")
+        # Text of another program need not be UTF-8. SQLite's module would refuse the whole SELECT,
+        # and quote the value in the message: it may be a password's hash.
+        connection.text_factory = lambda octets: octets.decode("utf-8", "surrogateescape")
         return connection
 
     def _reader(self) -> sqlite3.Connection:
@@ -226,24 +238,22 @@ class Database:
             self._local.connection = connection
         return connection
 
-    def _same_file(self) -> bool:
-        try:
-            return _identity(self.path) == self._identity
-        except OSError:
-            return False
-
     def _leave_no_log(self) -> None:
         """Move what is in the write-ahead log to the file it belongs to, wherever that is now.
 
         SQLite would apply a log that is left to the file that has taken the place, at its opening.
+        Once only: whoever opens the new file writes to the same log, and that is not ours to move.
         """
-        with contextlib.suppress(sqlite3.Error):
-            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        if not self._log_is_left:
+            with contextlib.suppress(sqlite3.Error):
+                (busy, *_) = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                self._log_is_left = not busy
 
-    def _require_same_file(self) -> None:
-        if not self._same_file():
+    def _require_in_place(self, files: list[File]) -> None:
+        moved = _moved(files)
+        if moved is not None:
             raise Unavailable(
-                f"{self.path} was deleted or replaced while the server was running: "
+                f"{moved} was deleted or replaced while the server was running: "
                 "put the file back, or stop the server and start it again"
             )
 
@@ -252,19 +262,26 @@ class Database:
     def _write_batches(self) -> None:
         while True:
             batch = self._next_batch()
-            jobs = _gather(batch)
             try:
-                if jobs:
-                    self._commit(jobs)
-            except Exception as error:
-                # sqlite3 failures and whatever else (MemoryError): all of the batch was undone.
-                failure = error if isinstance(error, Unavailable) else Unavailable(str(error))
-                for job in jobs:
-                    job.error = failure
-            for job in jobs:
-                job.finish()
+                jobs = _gather(batch)
+            except Exception as error:  # MemoryError: this thread must outlive it
+                _fail(batch, _failure(error))
+            else:
+                self._answer(jobs)
             if batch[-1] is None:
                 return
+
+    def _answer(self, jobs: list[_Job]) -> None:
+        try:
+            if jobs:
+                self._commit(jobs)
+        except Exception as error:
+            # sqlite3 failures and whatever else (MemoryError): all of the batch was undone.
+            failure = _failure(error)
+            for job in jobs:
+                job.error = failure
+        for job in jobs:
+            job.finish()
 
     def _next_batch(self) -> list[_Job | _Row | None]:
         """What waits for a commit, once there is anything; None at its end is the end of all."""
@@ -282,10 +299,11 @@ class Database:
 
     def _commit(self, jobs: list[_Job]) -> None:
         try:
-            self._require_same_file()
+            self._require_in_place(self._files)
         except Unavailable:
             self._leave_no_log()
             raise
+        self._log_is_left = False
         self._begin()
         try:
             for job in jobs:
@@ -295,7 +313,7 @@ class Database:
             if self._writer.in_transaction:
                 self._writer.execute("ROLLBACK")
             raise
-        self._require_same_file()
+        self._require_in_place(self._files)
 
     def _begin(self) -> None:
         """Take the write lock.
@@ -382,6 +400,22 @@ def _gather(batch: list[_Job | _Row | None]) -> list[_Job]:
     return jobs + [_Rows(write_rows, waiting) for write_rows, waiting in rows.items()]
 
 
+def _fail(batch: list[_Job | _Row | None], failure: Unavailable) -> None:
+    """Tell everybody in the batch, with as little memory as that takes."""
+    for entry in batch:
+        if isinstance(entry, _Job):
+            entry.error = failure
+            entry.finish()
+        elif entry is not None:
+            with contextlib.suppress(Exception):
+                entry.written(failure)
+
+
+def _failure(error: Exception) -> Unavailable:
+    # MemoryError has no text, and a trouble without a text would be taken for none.
+    return error if isinstance(error, Unavailable) else Unavailable(str(error) or repr(error))
+
+
 def _as_unavailable(error: Exception) -> Exception:
     """SQLite's own trouble as `Unavailable`; a broken constraint stays what it is."""
     if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError):
@@ -397,9 +431,26 @@ def _create_private(path: Path) -> None:
         return
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    found = os.stat(path)
+def _identities(path: Path) -> list[File]:
+    # SQLite puts the log beside what a symbolic link leads to.
+    names = [str(path), f"{os.path.realpath(path)}-wal"]
+    return [(name, _identity(name)) for name in names]
+
+
+def _identity(name: str) -> tuple[int, int]:
+    found = os.stat(name)
     return found.st_dev, found.st_ino
+
+
+def _moved(files: list[File]) -> str | None:
+    """The first name that does not lead to the file it led to."""
+    for name, known in files:
+        try:
+            if _identity(name) != known:
+                return name
+        except OSError:
+            return name
+    return None
 
 
 def _prepared(connection: sqlite3.Connection, accept: Accept) -> sqlite3.Connection:

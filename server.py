@@ -345,7 +345,9 @@ class App:
 
     def maintain(self) -> None:
         """Every second, on its own thread: make the keys that are due, drop what is too old."""
-        if self._troubles.get(WRITING):
+        # Asked here as well as at a commit: a server without requests would leave the log of a file
+        # that was replaced where SQLite applies it to the new one.
+        if self._troubles.get(WRITING) or self.database.moved():
             self.attempt(WRITING, self.database.probe)
         self.attempt("rotation", self.make_key_if_due)
         self.attempt("retention of keys", self.keys.prune)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import sqlite3
@@ -306,6 +307,69 @@ class Writing(TemporaryFolder):
         self.path = old  # what was acknowledged went where its file is now
         self.assertEqual(self.open_database().read("SELECT request_ip FROM auth_logs"), [("a",)])
 
+    def replace_by_a_copy(self, db):
+        """Another file takes the place; returns where the old one is now."""
+        copy, old = self.folder / "copy.db", self.folder / "old.db"
+        db.backup(copy)
+        db.write(insert("before"))
+        os.rename(self.path, old)
+        os.rename(copy, self.path)
+        return old
+
+    def addresses(self, path):
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            return [ip for (ip,) in connection.execute("SELECT request_ip FROM auth_logs")]
+
+    def test_what_others_write_to_the_new_file_is_not_moved_to_the_old_one(self):
+        db = self.open_database()
+        old = self.replace_by_a_copy(db)
+        with self.assertRaises(Unavailable):
+            db.probe()
+        with contextlib.closing(sqlite3.connect(self.path)) as other:
+            insert("others'")(other)
+            other.commit()
+            with self.assertRaises(Unavailable):
+                db.probe()
+            db.close()
+        self.assertEqual(self.addresses(self.path), ["others'"])
+        self.assertEqual(self.addresses(old), ["before"])
+
+    def test_a_file_that_is_put_back_and_replaced_once_more_loses_nothing_either(self):
+        db = self.open_database()
+        old = self.replace_by_a_copy(db)
+        with self.assertRaises(Unavailable):
+            db.probe()
+        copy = self.folder / "copy.db"
+        os.rename(self.path, copy)
+        os.rename(old, self.path)
+        db.write(insert("back"))
+        os.rename(self.path, old)
+        os.rename(copy, self.path)
+        with self.assertRaises(Unavailable):
+            db.probe()
+        self.assertEqual(self.addresses(old), ["before", "back"])
+        self.assertEqual(self.addresses(self.path), [])
+
+    def test_nothing_is_acknowledged_into_a_log_that_was_deleted(self):
+        db = self.open_database()
+        db.write(insert("a"))
+        for ending in ("-wal", "-shm"):
+            os.unlink(f"{self.path}{ending}")
+        with self.assertRaisesRegex(Unavailable, "-wal was deleted or replaced"):
+            db.write(insert("b"))
+        # What was acknowledged before has been moved to the file: another log starts empty.
+        self.assertEqual(self.addresses(self.path), ["a"])
+
+    def test_a_symbolic_link_has_its_log_beside_what_it_leads_to(self):
+        (self.folder / "disk").mkdir()
+        self.path.symlink_to(self.folder / "disk" / "real.db")
+        (self.folder / "disk" / "real.db").touch()
+        db = self.open_database()
+        db.write(insert("a"))
+        os.unlink(self.folder / "disk" / "real.db-wal")
+        with self.assertRaisesRegex(Unavailable, "real.db-wal was deleted"):
+            db.write(insert("b"))
+
     def test_a_file_replaced_during_the_commit_is_noticed_too(self):
         db = self.open_database()
 
@@ -315,6 +379,25 @@ class Writing(TemporaryFolder):
 
         with self.assertRaisesRegex(Unavailable, "deleted or replaced"):
             db.write(replace)
+
+    def test_outlives_a_lack_of_memory_at_any_moment_and_tells_everybody(self):
+        db = self.open_database()
+        told: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+        def listener_that_fails(trouble):
+            told.put(trouble)
+            raise KeyError("mine")
+
+        for step in ("_gather", "_Rows"):
+            with mock.patch.object(database, step, side_effect=MemoryError):
+                db.append(lambda connection, rows: None, 1, listener_that_fails)
+                self.assertRegex(str(told.get(timeout=5)), "MemoryError")
+        for owner, step in ((database, "_gather"), (db, "_run")):
+            exhausted = mock.patch.object(owner, step, side_effect=MemoryError)
+            with exhausted, self.assertRaisesRegex(Unavailable, "MemoryError"):
+                db.write(insert("lost"))
+        db.write(insert("after"))
+        self.assertEqual(db.read("SELECT request_ip FROM auth_logs"), [("after",)])
 
     def test_after_closing_is_unavailable(self):
         db = self.open_database()
@@ -335,6 +418,13 @@ class Reading(TemporaryFolder):
     def test_cannot_write(self):
         with self.assertRaises(Unavailable):
             self.open_database().read("DELETE FROM users")
+
+    def test_takes_text_that_is_not_utf_8_octet_for_octet(self):
+        db = self.open_database()
+        spelled = "INSERT INTO auth_logs (request_ip) VALUES (CAST(x'61ff' AS TEXT))"
+        db.write(lambda connection: connection.execute(spelled))
+        ((text,),) = db.read("SELECT request_ip FROM auth_logs")
+        self.assertEqual(text.encode("utf-8", "surrogateescape"), b"a\xff")
 
     def test_of_a_damaged_page_is_unavailable(self):
         db = self.open_database()

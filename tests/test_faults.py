@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -170,6 +171,76 @@ class ADatabaseFileThatIsReplaced(FaultTest):
         self.assertEqual(self.statuses(again, "/auth", alice, bob), [200, 401])
         again.end()
         self.assertTrue(self.intact())
+
+    def names(self, path: Path) -> set[str]:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            self.assertEqual(connection.execute("PRAGMA integrity_check").fetchone(), ("ok",))
+            return {name for (name,) in connection.execute("SELECT username FROM users")}
+
+    def log_is_empty(self) -> bool:
+        """Whether the write-ahead log has been moved, within a few seconds."""
+        for _ in range(50):
+            if not os.stat(f"{self.path}-wal").st_size:
+                return True
+            time.sleep(0.1)
+        return False
+
+    def test_has_not_the_old_ones_log_applied_to_it_even_if_the_server_is_killed(self):
+        server = self.serve(*UNLIMITED)
+        first = {f"first{number}" for number in range(20)}
+        for name in first:
+            self.register(server, name)
+        server.end()
+        other, old = self.folder / "other.db", self.folder / "old.db"
+        shutil.copy(self.path, other)
+        with contextlib.closing(sqlite3.connect(other)) as connection:
+            connection.executemany(
+                "INSERT INTO users (username, password_hash) VALUES (?, 'x')",
+                [(f"other{number}",) for number in range(200)],
+            )
+            connection.commit()
+        others = self.names(other)
+        server = self.serve(*UNLIMITED)
+        second = {f"second{number}" for number in range(20)}
+        for name in second:
+            self.register(server, name)
+        os.rename(self.path, old)
+        os.rename(other, self.path)
+        self.assertTrue(self.log_is_empty())  # though nobody asks the server anything
+        server.end(signal.SIGKILL)
+        self.serve(*UNLIMITED).end()
+        self.assertEqual(self.names(self.path), others)
+        self.assertEqual(self.names(old), first | second)
+
+
+class AWriteAheadLogThatIsDeleted(FaultTest):
+    def test_takes_nothing_acknowledged_with_it(self):
+        server = self.serve(*UNLIMITED)
+        acknowledged = [self.register(server, f"before{number}") for number in range(5)]
+        for ending in ("-wal", "-shm"):
+            os.unlink(f"{self.path}{ending}")
+        for number in range(5):
+            status, answer = server.ask("POST", "/register", {"username": f"after{number}"})
+            if status == 201:
+                acknowledged.append({"username": f"after{number}", "password": answer["password"]})
+            else:
+                self.assertEqual((status, answer["error"]), (503, "database_unavailable"))
+        self.assertEqual(server.ask("GET", JWKS)[0], 200)
+        self.assertEqual(server.ask("GET", "/healthz")[0], 503)
+        server.end(signal.SIGKILL)
+        again = self.serve(*UNLIMITED)
+        self.assertEqual(self.statuses(again, "/auth", *acknowledged), [200] * len(acknowledged))
+        again.end()
+        self.assertTrue(self.intact())
+
+    def test_is_noticed_without_a_request_and_loses_nothing_if_the_server_is_killed(self):
+        server = self.serve(*UNLIMITED)
+        alice = self.register(server, "alice")
+        for ending in ("-wal", "-shm"):
+            os.unlink(f"{self.path}{ending}")
+        time.sleep(2.5)
+        server.end(signal.SIGKILL)
+        self.assertEqual(self.statuses(self.serve(*UNLIMITED), "/auth", alice), [200])
 
 
 class ABadPage(FaultTest):
