@@ -22,6 +22,7 @@ import concurrent.futures
 import contextlib
 import hashlib
 import hmac
+import itertools
 import os
 import re
 import sqlite3
@@ -54,12 +55,17 @@ HASH = re.compile(
     r"\$argon2id\$v=19\$m=([0-9]{1,8}),t=([0-9]{1,4}),p=([0-9]{1,3})\$[A-Za-z0-9+/$]+"
 )
 MAX_COST_FACTOR = 4  # a stored hash may cost this many times: an edited row is no lever
-COMMON_COST = 3 * 65_536  # passes x KiB of RFC 9106's second choice, argon2-cffi's default
+COMMON_MEMORY = 65_536  # KiB of RFC 9106's second choice, argon2-cffi's default
+COMMON_COST = 3 * COMMON_MEMORY  # passes x KiB of the same
 MAX_LANES = 16
+# A lack of memory or threads, in the words of the C library: its error is all that argon2 tells us.
+EXHAUSTED = {argon2.low_level.error_to_str(code) for code in (-22, -33)}  # argon2.h
 HASH_WAIT_SECONDS = 2.0  # for a hashing thread; longer means overload, and the answer is 503
-RECENT_ROWS = 65_536  # read at a start to prime the limiter: as many as it has sources
+# Read at a start to prime the limiter: 500 attempts a second for a minute take 50 ms.
+RECENT_ROWS = 32_768
 PRUNED_ROWS = 100  # in one commit: some milliseconds for which logins wait, on a log of millions
 PRUNE_STEPS = 10  # commits a second: 86 million rows a day, twice what 500 logins a second leave
+CLOCKS_APART = 86_400  # seconds; a row that is dated further ahead was dated by a wrong clock
 LOG_PAGE = 1_000  # rows that an operator's command reads at a time: the log may have millions
 UNLINK_PAUSE = 0.01  # seconds between two commits of a page: as long as they take, so others write
 VERIFIED_ENTRIES = 65_536  # remembered verifications; about 20 MB when full
@@ -68,6 +74,21 @@ VERIFIED_ENTRIES = 65_536  # remembered verifications; about 20 MB when full
 OUTCOMES = ("success", "bad_password", "unknown_user", "no_key")
 OF_USER = "user_id = (SELECT id FROM users WHERE username = ?)"
 UNLINK = "UPDATE auth_logs SET user_id = NULL"
+# The log has no index on time and may be millions long: its newest rows are read. Each is judged by
+# itself, because other programs write to the table too, and grouped here, which halves the time.
+RECENT = (
+    "SELECT request_ip, group_concat(max(0, "
+    "CAST((julianday(?) - julianday(request_timestamp)) * 86400000.0 + 0.5 AS INTEGER))) "
+    "FROM auth_logs WHERE id > "
+    "coalesce((SELECT id FROM auth_logs ORDER BY id DESC LIMIT 1 OFFSET ?), 0) "
+    "AND typeof(request_timestamp) = 'text' AND request_timestamp BETWEEN ? AND ? "
+    "AND typeof(request_ip) = 'text' GROUP BY request_ip"
+)
+# 1 for a row that is too old, 0 for one to keep, NULL for one without a date that can be believed.
+DUE = (
+    "CASE WHEN typeof(request_timestamp) = 'text' AND request_timestamp <= ? "
+    "AND request_timestamp GLOB '[12][0-9][0-9][0-9]-*' THEN request_timestamp < ? END"
+)
 CONDITIONS = (  # in the order of `Wanted`
     "coalesce(outcome, '-') = ?",  # so phrased, the log is read in its order, newest first
     "request_ip = ?",
@@ -283,6 +304,8 @@ class Accounts:
         self._hashers = concurrent.futures.ThreadPoolExecutor(cores, "hasher")
         self._dummy = dummy_hash(cost)
         self._verified = Verified(verified_seconds, clock=monotonic)
+        # Numbers of rows: prune_log goes on after the first, and found the second to be due.
+        self._passed = self._due = 0
 
     # -- the way of a request
 
@@ -430,29 +453,19 @@ class Accounts:
             )
         ]
 
-    def recent_attempts(self, seconds: float) -> list[tuple[str, float]]:
-        """Address and age in seconds of the logged attempts of the last `seconds`."""
+    def recent_attempts(self, seconds: float) -> list[tuple[str, list[float]]]:
+        """Each address of the log, and the ages of its attempts of the last `seconds`, in seconds.
+
+        A row from the future counts as now: its clock was ahead and has been put right since.
+        """
         now = self._clock()
-        since, until = utc_text(now - seconds), utc_text(now)
-        # The log has no index on time and may be millions long: back from its newest row to the
-        # first that is older.
-        ((bound,),) = self._database.read(
-            "SELECT coalesce(max(id), 0) - ? FROM auth_logs", (RECENT_ROWS,)
-        )
-        older = self._database.read(
-            "SELECT id FROM auth_logs WHERE id > ? AND request_timestamp < ? "
-            "ORDER BY id DESC LIMIT 1",
-            (bound, since),
+        found = self._database.read(
+            RECENT, (utc_text(now), RECENT_ROWS, utc_text(now - seconds), utc_text(now + seconds))
         )
         return [
-            (address, max(0.0, round(age, 3)))
-            for address, age in self._database.read(
-                "SELECT request_ip, (julianday(?) - julianday(request_timestamp)) * 86400.0 "
-                "FROM auth_logs WHERE id > ? AND request_timestamp BETWEEN ? AND ? "
-                "AND typeof(request_ip) = 'text' AND julianday(request_timestamp) IS NOT NULL "
-                "ORDER BY id",
-                (until, older[0][0] if older else bound, since, until),
-            )
+            (address, [int(age) / 1000 for age in milliseconds.split(",")])
+            for address, milliseconds in found
+            if milliseconds
         ]
 
     def log(self, wanted: Wanted, after: int = 0) -> Iterator[Logged]:
@@ -496,35 +509,44 @@ class Accounts:
     def prune_log(self, seconds: float) -> None:
         """Delete log rows older than `seconds`, a bounded number of the oldest in small commits.
 
+        Rows are gone through in the order in which they were written, up to the first to be kept.
+        One without a date, or with a date to come, is passed by; it goes once one behind it is due.
+
         Raises:
             Unavailable: the database cannot be written; the next call tries again.
         """
-        before = utc_text(self._clock() - seconds)
-        # A row whose time another program left out or spelled as a number goes with its neighbours.
-        oldest = (
-            "FROM auth_logs WHERE id <= (SELECT max(id) FROM (SELECT id, request_timestamp AS time "
-            "FROM auth_logs ORDER BY id LIMIT ?) WHERE typeof(time) = 'text' AND time < ?)"
-        )
-        values = (PRUNED_ROWS, before)
-
-        def prune(connection: sqlite3.Connection) -> int:
-            return connection.execute(f"DELETE {oldest}", values).rowcount
-
-        if not self._database.read(f"SELECT 1 {oldest} LIMIT 1", values):
-            return
+        now = self._clock()
+        dates = utc_text(now + CLOCKS_APART), utc_text(now - seconds)
         for _ in range(PRUNE_STEPS):
-            if self._database.write(prune) < PRUNED_ROWS:
+            rows = self._database.read(
+                f"SELECT id, {DUE} FROM auth_logs WHERE id > ? ORDER BY id LIMIT ?",  # noqa: S608
+                (*dates, self._passed, PRUNED_ROWS),
+            )
+            old = list(itertools.takewhile(lambda row: row[1] != 0, rows))
+            self._due = max([self._due, *(number for number, due in old if due)])
+            self._delete_rows([(number,) for number, due in old if due or number < self._due])
+            if len(old) < PRUNED_ROWS:  # a row to be kept, or the end: the next call starts over
+                self._passed = 0
                 return
+            self._passed = old[-1][0]
+
+    def _delete_rows(self, rows: list[tuple[int]]) -> None:
+        sql = "DELETE FROM auth_logs WHERE id = ?"
+        if rows:
+            self._database.write(lambda connection: connection.executemany(sql, rows))
 
     # -- hashing
 
     def _matches(self, stored_hash: str, password: str) -> bool:
         try:
             return self._on_a_core(self._hasher.verify, stored_hash, password)
-        except (argon2.exceptions.VerifyMismatchError, argon2.exceptions.InvalidHashError):
+        except argon2.exceptions.VerifyMismatchError:
             return False
-        except argon2.exceptions.VerificationError as error:
-            raise Busy("no memory to hash with") from error
+        except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError) as error:
+            if str(error) in EXHAUSTED:
+                raise Busy("no memory to hash with") from error
+        # What only looked like a hash was refused before any hashing: it costs a step all the same.
+        return stored_hash is not self._dummy and self._matches(self._dummy, password)
 
     def _hash(self, password: str) -> str:
         return self._on_a_core(self._hasher.hash, password)
@@ -551,7 +573,9 @@ class Accounts:
         memory, passes, lanes = map(int, parts.groups())
         sound = passes >= 1 and 1 <= lanes <= MAX_LANES and memory >= 8 * lanes  # RFC 9106 §3.1
         dearest = max(self._cost.time * self._cost.memory_kib, COMMON_COST)
-        return sound and memory * passes <= MAX_COST_FACTOR * dearest
+        largest = max(self._cost.memory_kib, COMMON_MEMORY)
+        affordable = memory * passes <= MAX_COST_FACTOR * dearest
+        return sound and affordable and memory <= MAX_COST_FACTOR * largest
 
 
 class Verified:
@@ -591,5 +615,5 @@ class Verified:
 
     def _digest(self, user: User, password: str) -> bytes:
         # A stored hash holds no NUL and is hashed first: no other pair gives the same bytes.
-        bound = f"{user.password_hash}\0{password}".encode()
+        bound = f"{user.password_hash}\0{password}".encode(errors="surrogateescape")
         return hashlib.blake2b(bound, key=self._key, digest_size=32).digest()

@@ -333,8 +333,8 @@ class App:
             self.log(f"the limiter starts empty: {trouble}")
             return
         ages: dict[str, list[float]] = {}
-        for address, age in attempts:
-            ages.setdefault(ratelimit.source(address), []).append(age)
+        for address, seconds_ago in attempts:
+            ages.setdefault(ratelimit.source(address), []).extend(seconds_ago)
         for source, seconds_ago in ages.items():
             self.limits["auth"].limiter.prime(source, seconds_ago)
 

@@ -108,6 +108,45 @@ class Authenticating(AccountsTest):
             self.store_hash(stored)
             self.assertEqual(self.outcome("alice", password), "bad_password")
 
+    def test_a_stored_hash_takes_no_more_memory_than_a_common_one_four_times(self):
+        self.accounts.register("alice", None)
+        for own_memory, memory, paid in (
+            (8, 4 * 65_536, True),
+            (8, 4 * 65_536 + 1, False),
+            (1_048_576, 4 * 1_048_576, True),  # as its operator wants
+        ):
+            self.accounts = self.open_accounts(cost=HashCost(1, own_memory, 1))
+            self.store_hash(f"$argon2id$v=19$m={memory},t=1,p=1$c29tZXNhbHQ$c29tZWhhc2g")
+            wrong = argon2.exceptions.VerifyMismatchError
+            with mock.patch.object(argon2.PasswordHasher, "verify", side_effect=wrong) as verify:
+                self.assertEqual(self.outcome("alice", "x"), "bad_password")
+            self.assertEqual(f"m={memory}," in verify.call_args[0][0], paid, memory)
+
+    def test_what_only_looks_like_a_stored_hash_costs_a_step_and_matches_nothing(self):
+        password = self.accounts.register("alice", None)
+        ((good,),) = self.database.read("SELECT password_hash FROM users")
+        begin = "$argon2id$v=19$m=8,t=1,p=1"
+        verified = []
+        real = argon2.PasswordHasher.verify
+
+        def verify(hasher, stored, given):
+            verified.append(stored)
+            return real(hasher, stored, given)
+
+        for stored in (f"{begin}$YQ$YWJj", f"{begin}$$", f"{good}$x", good.replace("m=8", "m=08")):
+            self.store_hash(stored)
+            with mock.patch.object(argon2.PasswordHasher, "verify", verify):
+                self.assertEqual(self.outcome("alice", password), "bad_password", stored)
+            self.assertEqual(verified[-1], self.accounts._dummy)
+
+    def test_a_lack_of_memory_or_threads_is_no_wrong_password(self):
+        password = self.accounts.register("alice", None)
+        for code in (-22, -33):
+            trouble = argon2.exceptions.VerificationError(argon2.low_level.error_to_str(code))
+            with mock.patch.object(argon2.PasswordHasher, "verify", side_effect=trouble):
+                self.assertRaises(Busy, self.accounts.authenticate, "alice", password)
+                self.assertRaises(Busy, self.accounts.authenticate, "nobody", password)
+
     def test_a_hash_at_the_default_of_the_library_is_verified_and_replaced(self):
         self.accounts.register("alice", None)
         self.store_hash(argon2.PasswordHasher().hash("imported"))
@@ -179,6 +218,12 @@ class Remembering(AccountsTest):
         newer = other.reset("alice")
         self.assertEqual(self.outcome("alice", self.password), "bad_password")
         self.assertEqual(self.outcome("alice", newer), "alice")
+
+    def test_ends_with_a_hash_that_is_not_even_utf_8(self):
+        self.login()
+        sql = "UPDATE users SET password_hash = CAST(x'246172676f6e326964ff' AS TEXT)"
+        self.database.write(lambda connection: connection.execute(sql))
+        self.assertEqual(self.outcome("alice", self.password), "bad_password")
 
     def test_ends_with_a_deletion(self):
         self.login()
@@ -306,16 +351,93 @@ class Operating(AccountsTest):
         small = mock.patch.multiple(accounts, PRUNED_ROWS=2, PRUNE_STEPS=10)
         with small, mock.patch.object(self.database, "write", counted):
             self.accounts.prune_log(10)
-        self.assertEqual(left, [4, 2, 0, 0])
+        self.assertEqual(left, [4, 2, 0])
+
+    def write_log(self, *times):
+        """Rows as another program might have written them."""
+        sql = "INSERT INTO auth_logs (request_ip, request_timestamp) VALUES ('192.0.2.1', ?)"
+        rows = [(time,) for time in times]
+        self.database.write(lambda connection: connection.executemany(sql, rows))
+
+    def at(self, seconds):
+        """The clock's time and so many seconds, as the log has it."""
+        return accounts.utc_text(self.clock() + seconds)
+
+    def test_no_commit_of_the_pruning_is_large(self):
+        self.write_log(*[self.at(-100)] * 350)
+        left, write = [350], self.database.write
+
+        def counted(job):
+            write(job)
+            left.append(self.rows())
+
+        with mock.patch.object(self.database, "write", counted):
+            self.accounts.prune_log(10)
+        self.assertEqual(left[-1], 0)
+        self.assertLessEqual(max(a - b for a, b in zip(left, left[1:])), 100)
+
+    def test_prunes_a_bounded_number_of_rows_a_second(self):
+        self.write_log(*[self.at(-100)] * 1_250)
+        self.accounts.prune_log(10)
+        self.assertGreaterEqual(self.rows(), 250)
+
+    def test_does_not_look_at_a_log_of_which_nothing_is_due_any_further_than_a_commit(self):
+        self.write_log(*[self.at(-1)] * 1_000)
+        rows, read = [], self.database.read
+
+        def counted(*query):
+            rows.extend(found := read(*query))
+            return found
+
+        with mock.patch.object(self.database, "read", counted):
+            self.accounts.prune_log(10)
+        self.assertLessEqual(len(rows), 100)
+
+    def test_prunes_no_row_for_the_sake_of_one_that_a_wrong_clock_dated(self):
+        self.write_log(*[self.at(-60)] * 98, "1970-01-01 00:00:09.000", *[self.at(0)] * 10)
+        self.accounts.prune_log(90 * 86_400)
+        self.assertEqual(self.rows(), 109)
+        self.clock.advance(90 * 86_400 - 30)
+        self.accounts.prune_log(90 * 86_400)
+        self.assertEqual(self.rows(), 10)
+
+    def test_prunes_what_stands_behind_rows_without_a_date_that_can_be_believed(self):
+        for undated in (None, 1_800_000_000, 1.5, b"2027", "soon", "", self.at(365 * 86_400)):
+            with self.subTest(undated=undated):
+                day = -400 * 86_400
+                self.write_log(*[undated] * 250, *[self.at(day)] * 300, undated, self.at(-60))
+                for _ in range(5):
+                    self.accounts.prune_log(90 * 86_400)
+                # What has no date goes with what was written after it.
+                self.assertEqual(self.rows(), 2)
+                self.database.write(lambda connection: connection.execute("DELETE FROM auth_logs"))
+
+    def test_prunes_what_is_too_old_by_the_clock_even_if_that_is_ahead(self):
+        self.write_log(*[self.at(-100)] * 3)
+        self.clock.advance(365 * 86_400)
+        self.accounts.prune_log(90 * 86_400)
+        self.assertEqual(self.rows(), 0)
+
+    def test_prunes_no_row_of_a_clock_that_is_a_little_ahead(self):
+        self.write_log(*[self.at(-100)] * 3, *[self.at(5)] * 3, *[self.at(-100)] * 3)
+        self.accounts.prune_log(10)
+        self.assertEqual(self.rows(), 6)
 
     def test_recent_attempts_are_the_newest_within_the_time_and_never_too_many(self):
         for number in range(6):
             self.record(f"192.0.2.{number}", "unknown_user", None)
             self.clock.advance(10)
-        recent = [("192.0.2.3", 30.0), ("192.0.2.4", 20.0), ("192.0.2.5", 10.0)]
+        recent = [("192.0.2.3", [30.0]), ("192.0.2.4", [20.0]), ("192.0.2.5", [10.0])]
         self.assertEqual(self.accounts.recent_attempts(30), recent)
         with mock.patch.object(accounts, "RECENT_ROWS", 2):
             self.assertEqual(self.accounts.recent_attempts(30), recent[1:])
+
+    def test_recent_attempts_of_an_address_are_told_to_the_millisecond(self):
+        for wait in (0.001, 0.25, 59.0):
+            self.record("192.0.2.1", "unknown_user", None)
+            self.clock.advance(wait)
+        ((address, ages),) = self.accounts.recent_attempts(60)
+        self.assertEqual((address, sorted(ages)), ("192.0.2.1", [59.0, 59.25, 59.251]))
 
     def test_the_clock_going_back_does_not_invent_recent_attempts(self):
         self.record("127.0.0.1", "unknown_user", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import queue
 import sqlite3
@@ -12,6 +13,7 @@ import uuid
 from unittest import mock
 
 import jwt_minimal
+from accounts import utc_text
 from httpd import Later, Request, Response
 from tests.support import AppTest, header
 
@@ -254,6 +256,28 @@ class LoggingIn(AppTest):
         self.assertEqual(self.call("GET", "/.well-known/jwks.json").body, b'{"keys":[]}')
         self.assertEqual(self.call("GET", "/healthz").status, 503)
 
+    def logged(self):
+        """Address, account and outcome of every attempt."""
+        return self.app.database.read(
+            "SELECT request_ip, user_id, outcome "
+            "FROM auth_logs JOIN auth_outcomes ON log_id = auth_logs.id ORDER BY auth_logs.id"
+        )
+
+    def test_with_a_stored_hash_that_is_none_is_a_401_that_tells_nobody_the_hash(self):
+        self.token(self.login("alice", self.password))
+        unreadable = "CAST(x'246172676f6e326964ff' AS TEXT)"  # $argon2id and no UTF-8
+        for stored in (unreadable, "'$argon2id$v=19$m=8,t=1,p=1$YQ$YWJj'", "x'00'", "''", "7"):
+            with (
+                self.subTest(stored=stored),
+                contextlib.closing(sqlite3.connect(self.path)) as other,
+            ):
+                other.execute(f"UPDATE users SET password_hash = {stored}")
+                other.commit()
+                self.assertEqual(self.login("alice", self.password).status, 401)
+                self.assertEqual(self.logged()[-1], ("127.0.0.1", 1, "bad_password"))
+        self.assertEqual(self.call("GET", "/healthz").status, 200)
+        self.assertNotIn("argon2id", "".join(self.lines))
+
     def test_logs_every_attempt_with_address_time_and_outcome(self):
         self.login("alice", self.password, client="127.0.0.9")
         self.login("alice", "wrong")
@@ -346,6 +370,50 @@ class Limiting(AppTest):
         response = self.login("a", "x")
         self.assertEqual(response.status, 429)
         self.assertEqual(header(response, "Retry-After"), "40")
+
+    def test_survives_a_restart_whatever_another_program_wrote_into_the_log(self):
+        now = self.clock()
+        foreign = {
+            "a number": ("x", now),
+            "yesterday": ("x", utc_text(now - 86_400)),
+            "nothing": ("x", ""),
+            "no date": ("x", "soon"),
+            "a year ahead": ("x", utc_text(now + 31_536_000)),
+            "no address": (b"x", utc_text(now)),
+        }
+        for _ in range(5):
+            self.login("a", "x")
+        for name, row in foreign.items():
+            with self.subTest(name):
+                self.write_log("INSERT INTO auth_logs (request_ip, request_timestamp) "
+                               "VALUES (?, ?)", row)  # fmt: skip
+                self.app.database.close()
+                self.app = self.open_app()
+                self.assertEqual(self.login("a", "x").status, 429)
+
+    def test_survives_a_restart_beside_an_address_that_is_not_utf_8_and_a_number_far_ahead(self):
+        for _ in range(5):
+            self.login("a", "x")
+        self.write_log("INSERT INTO auth_logs (request_ip) VALUES (CAST(x'61ff' AS TEXT))")
+        self.write_log("INSERT INTO auth_logs (id, request_ip) VALUES (1000000000, 'x')")
+        self.app.database.close()
+        self.app = self.open_app()
+        self.assertEqual(self.login("a", "x").status, 429)
+        self.assertEqual([line for line in self.lines if "limiter" in line], [])
+
+    def test_survives_a_restart_after_which_the_clock_is_put_right(self):
+        for _ in range(5):
+            self.login("a", "x")
+        self.clock.advance(-5)  # it was ahead
+        self.app.database.close()
+        self.app = self.open_app()
+        response = self.login("a", "x")
+        self.assertEqual((response.status, header(response, "Retry-After")), (429, "60"))
+
+    def write_log(self, sql, row=()):
+        with contextlib.closing(sqlite3.connect(self.path)) as other:
+            other.execute(sql, row)
+            other.commit()
 
     def test_starts_beside_rows_that_another_program_wrote(self):
         with sqlite3.connect(self.path) as other:
