@@ -12,6 +12,9 @@ import unittest
 import uuid
 from unittest import mock
 
+import argon2
+
+import accounts
 import jwt_minimal
 from accounts import utc_text
 from httpd import Later, Request, Response
@@ -71,6 +74,12 @@ class Registering(AppTest):
             self.register(name)
         self.assertEqual(self.call("POST", "/register", {"username": "c"}).status, 429)
         self.assertEqual(self.login("a", "wrong").status, 401)
+
+    def test_a_foreign_page_cannot_register_in_its_visitors_place(self):
+        for headers in ({"sec-fetch-site": "cross-site"}, {"origin": "https://evil.example"}):
+            response = self.call("POST", "/register", {"username": "a"}, headers=headers)
+            self.assertEqual(response.status, 403)
+        self.assertEqual(self.app.accounts.users(), [])
 
     def test_is_never_cached(self):
         response = self.call("POST", "/register", {"username": "a"})
@@ -253,6 +262,8 @@ class LoggingIn(AppTest):
             other.execute("DELETE FROM keys")
         other.close()
         self.assertEqual(self.login("alice", self.password).status, 404)
+        self.assertEqual(self.logged(), [("127.0.0.1", 1, "no_key")])
+        self.assertEqual(self.app.accounts.users()[0][3], None)  # no token, no login
         self.assertEqual(self.call("GET", "/.well-known/jwks.json").body, b'{"keys":[]}')
         self.assertEqual(self.call("GET", "/healthz").status, 503)
 
@@ -262,6 +273,47 @@ class LoggingIn(AppTest):
             "SELECT request_ip, user_id, outcome "
             "FROM auth_logs JOIN auth_outcomes ON log_id = auth_logs.id ORDER BY auth_logs.id"
         )
+
+    def test_logs_the_client_and_not_the_proxy_in_between(self):
+        self.app = self.open_app(trusted_proxy="10.0.0.0/8", auth_limit="off")
+        forwarded = {"x-forwarded-for": "192.0.2.7"}
+        for password in (self.password, "wrong"):
+            self.login("alice", password, headers=forwarded, client="10.0.0.1")
+        self.assertEqual(
+            self.logged(), [("192.0.2.7", 1, "success"), ("192.0.2.7", 1, "bad_password")]
+        )
+
+    def verifications(self, **values):
+        """How often two logins with the same password paid for Argon2."""
+        self.app = self.open_app(auth_limit="off", **values)
+        real = argon2.PasswordHasher.verify
+        with mock.patch.object(argon2.PasswordHasher, "verify", autospec=True) as verify:
+            verify.side_effect = real
+            for _ in range(2):
+                self.token(self.login("alice", self.password))
+        return verify.call_count
+
+    def test_pays_for_a_password_once_as_long_as_the_operator_wants(self):
+        self.assertEqual(self.verifications(), 1)
+        self.assertEqual(self.verifications(verified_cache="off"), 2)
+        self.app = self.open_app(auth_limit="off", verified_cache="10m")
+        self.login("alice", self.password)
+        with mock.patch.object(argon2.PasswordHasher, "verify", side_effect=AssertionError):
+            self.monotonic.advance(599)
+            self.token(self.login("alice", self.password))
+            self.monotonic.advance(2)
+            self.assertEqual(self.login("alice", self.password).status, 503)
+
+    def test_says_when_to_come_back_while_every_core_is_hashing(self):
+        with mock.patch.object(self.app.accounts, "_on_a_core", side_effect=accounts.Busy):
+            for response in (
+                self.login("alice", self.password),
+                self.login("nobody", "x"),
+                self.call("POST", "/register", {"username": "bob"}),
+            ):
+                self.assertEqual(json.loads(response.body)["error"], "busy")
+                self.assertEqual((response.status, header(response, "Retry-After")), (503, "1"))
+        self.assertEqual(self.logged(), [])
 
     def test_with_a_stored_hash_that_is_none_is_a_401_that_tells_nobody_the_hash(self):
         self.token(self.login("alice", self.password))

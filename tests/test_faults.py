@@ -327,6 +327,11 @@ class StandardErrorThatIsClosed(FaultTest):
         self.addCleanup(process.wait, 10)
         self.addCleanup(process.kill)
         self.assertEqual(self.first_answer(port), 201)
+        # No file that is opened later may take the place of a standard stream: whatever this
+        # process or the interpreter prints would be written into it.
+        taken = Path(f"/proc/{process.pid}/fd/2")
+        if taken.parent.exists():
+            self.assertEqual(os.readlink(taken), os.devnull)
         process.send_signal(signal.SIGTERM)
         self.assertEqual(process.wait(10), 0)
         self.assertTrue(self.intact())
