@@ -233,12 +233,15 @@ class AWriteAheadLogThatIsDeleted(FaultTest):
         again.end()
         self.assertTrue(self.intact())
 
-    def test_is_noticed_without_a_request_and_loses_nothing_if_the_server_is_killed(self):
+    def test_is_noticed_though_nobody_writes_and_loses_nothing_if_the_server_is_killed(self):
         server = self.serve(*UNLIMITED)
         alice = self.register(server, "alice")
         for ending in ("-wal", "-shm"):
             os.unlink(f"{self.path}{ending}")
-        time.sleep(2.5)
+        for _ in range(100):
+            if server.ask("GET", "/healthz")[0] == 503:
+                break
+            time.sleep(0.1)
         server.end(signal.SIGKILL)
         self.assertEqual(self.statuses(self.serve(*UNLIMITED), "/auth", alice), [200])
 
