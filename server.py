@@ -173,19 +173,25 @@ class App:
         self, client: str, name: str, password: str, expired: bool, basic: bool
     ) -> Eventually:
         """The slow rest of /auth, on a worker thread. Whatever comes of it is logged first."""
+        with self.accounts.about_to_record():
+            outcome, user, answer = self.judge(name, password, expired, basic)
+        return self.logged(client, outcome, user, answer)
+
+    def judge(
+        self, name: str, password: str, expired: bool, basic: bool
+    ) -> tuple[str, accounts.User | int | None, Response]:
+        """What comes of an attempt: the outcome for the log, whose account it was, the answer."""
         try:
             user = self.accounts.authenticate(name, password)
         except accounts.InvalidCredentials as failure:
-            refusal = self.refusal(answers.Unauthorized(basic))
-            return self.logged(client, failure.outcome, failure.user_id, refusal)
+            return failure.outcome, failure.user_id, self.refusal(answers.Unauthorized(basic))
         try:
             key = self.keys.expired_key() if expired else self.keys.signing_key()
         except keystore.NoSigningKey as failure:
-            return self.logged(client, "no_key", user, self.refusal(failure))
+            return "no_key", user, self.refusal(failure)
         claims = self.claims(user.name, key, expired)
-        with self.accounts.about_to_record():
-            token = jwt_minimal.encode(claims, key.private_key, key.kid)
-        return self.logged(client, "success", user, answers.token_response(token, claims, expired))
+        token = jwt_minimal.encode(claims, key.private_key, key.kid)
+        return "success", user, answers.token_response(token, claims, expired)
 
     def logged(
         self, client: str, outcome: str, user: accounts.User | int | None, answer: Response
@@ -201,7 +207,6 @@ class App:
 
             self.accounts.record(client, outcome, user, written)
 
-        answer.front()  # on this worker rather than on the loop
         return once_on_disk
 
     def claims(self, subject: str, key: keystore.Key, expired: bool = False) -> dict[str, Any]:

@@ -50,7 +50,6 @@ class Later:
         """Have `deliver` called with the answer, now or later."""
         outcome = self._function(*self._arguments)
         if isinstance(outcome, Response):
-            outcome.front()  # spelled here rather than on the loop
             deliver(outcome)
         else:
             outcome(deliver)
