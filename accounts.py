@@ -30,7 +30,7 @@ import time
 import unicodedata
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from datetime import datetime, timezone
 from typing import Callable, NamedTuple, TypeVar
 
@@ -221,30 +221,42 @@ def utc_text(seconds: float) -> str:
 
 
 def write_attempts(connection: sqlite3.Connection, attempts: Sequence[Attempt]) -> None:
-    """Write rows of the log: a statement a table for all that share a commit."""
-    connection.executemany(
-        # A user deleted meanwhile leaves a row without a name.
-        "INSERT INTO auth_logs (request_ip, request_timestamp, user_id) "
-        "VALUES (?, ?, (SELECT id FROM users WHERE id = ?))",
-        [attempt[:3] for attempt in attempts],
+    """Write rows of the log: a statement a table for all that share a commit.
+
+    One statement and not one a row: each step of a statement lets go of the interpreter, and under
+    load has to win it back.
+    """
+    # A user deleted meanwhile leaves a row without a name.
+    rows = _several("(?, ?, (SELECT id FROM users WHERE id = ?))", attempts)
+    connection.execute(
+        f"INSERT INTO auth_logs (request_ip, request_timestamp, user_id) VALUES {rows}",  # noqa: S608
+        [value for attempt in attempts for value in attempt[:3]],
     )
     ((last,),) = connection.execute("SELECT last_insert_rowid()")
     # Nobody else writes within the transaction: the numbers of its rows have no gap.
-    first = last - len(attempts) + 1
-    connection.executemany(
-        "INSERT OR REPLACE INTO auth_outcomes (log_id, outcome) VALUES (?, ?)",
-        [(number, attempt.outcome) for number, attempt in enumerate(attempts, first)],
+    numbered = list(enumerate(attempts, last - len(attempts) + 1))
+    connection.execute(
+        "INSERT OR REPLACE INTO auth_outcomes (log_id, outcome) VALUES "  # noqa: S608
+        + _several("(?, ?)", numbered),
+        [value for number, attempt in numbered for value in (number, attempt.outcome)],
     )
     logins = {a.user_id: a.time for a in attempts if a.outcome == "success"}
-    connection.executemany(
-        "UPDATE users SET last_login = ? WHERE id = ?",
-        [(time, user_id) for user_id, time in logins.items()],
-    )
+    if logins:
+        connection.execute(
+            f"WITH logins(id, time) AS (VALUES {_several('(?, ?)', logins)}) "  # noqa: S608
+            "UPDATE users SET last_login = (SELECT time FROM logins WHERE logins.id = users.id) "
+            "WHERE id IN (SELECT id FROM logins)",
+            [value for login in logins.items() for value in login],
+        )
     connection.executemany(
         # Only over the hash that was verified: a reset in between must win.
         "UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?",
         [(a.new_hash, a.user_id, a.old_hash) for a in attempts if a.new_hash],
     )
+
+
+def _several(row: str, of: Sized) -> str:
+    return ", ".join([row] * len(of))
 
 
 def dummy_hash(cost: HashCost) -> str:

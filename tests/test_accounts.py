@@ -226,6 +226,32 @@ class Operating(AccountsTest):
         self.assertEqual(sorted(outcomes), ["made"] + ["taken"] * 7)
         self.assertEqual(len(self.accounts.users()), 1)
 
+    def test_attempts_that_share_commits_each_keep_their_time_address_and_outcome(self):
+        self.database.write(
+            lambda connection: connection.executemany(
+                "INSERT INTO users (id, username, password_hash) VALUES (?, ?, '')",
+                [(number, f"user{number}") for number in range(1, 301)],
+            )
+        )
+        written: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        expected = []
+        with self.database.announced():  # so that they share the largest commits there are
+            for number in range(1, 301):
+                self.clock.advance(0.25)
+                outcome = "success" if number % 3 else "bad_password"
+                user = accounts.User(number, "", "") if number % 3 else number
+                self.accounts.record(f"10.0.0.{number}", outcome, user, written.put)
+                now = accounts.utc_text(self.clock())
+                last_login = now if number % 3 else None
+                expected.append((f"10.0.0.{number}", now, outcome, number, last_login))
+            self.assertEqual([written.get(timeout=5) for _ in range(300)], [None] * 300)
+        rows = self.database.read(
+            "SELECT request_ip, request_timestamp, outcome, user_id, last_login FROM auth_logs "
+            "JOIN auth_outcomes ON log_id = auth_logs.id JOIN users ON users.id = user_id "
+            "ORDER BY auth_logs.id"
+        )
+        self.assertEqual(rows, expected)
+
     def test_a_deleted_users_log_rows_stay_without_a_name(self):
         password = self.accounts.register("alice", None)
         user = self.accounts.authenticate("alice", password)
