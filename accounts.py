@@ -105,14 +105,14 @@ class User(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """A row for the log; a `new_hash` takes the place of the `old_hash` that was verified."""
+    """A row for the log. `proved` is the stored hash that the password was verified against."""
 
     address: str
     time: str
     user_id: int | None
     outcome: str
-    new_hash: str | None = None
-    old_hash: str | None = None
+    proved: str | None = None
+    new_hash: str | None = None  # takes its place
 
 
 class Logged(NamedTuple):
@@ -158,6 +158,10 @@ class InvalidCredentials(Exception):
         super().__init__("unknown user or wrong password")
         self.outcome = outcome
         self.user_id = user_id
+
+
+class Superseded(Exception):
+    """The password that was verified is no longer that of the account; ask again."""
 
 
 class Busy(Exception):
@@ -220,12 +224,45 @@ def utc_text(seconds: float) -> str:
     return moment.isoformat(" ", "milliseconds")[:23]  # without the offset
 
 
-def write_attempts(connection: sqlite3.Connection, attempts: Sequence[Attempt]) -> None:
-    """Write rows of the log: a statement a table for all that share a commit.
+def write_attempts(
+    connection: sqlite3.Connection, attempts: Sequence[Attempt]
+) -> dict[int, Exception]:
+    """Write rows of the log; returns the places of those that were superseded, and not written.
 
-    One statement and not one a row: each step of a statement lets go of the interpreter, and under
-    load has to win it back.
+    All that share a commit share a statement a table: each step of a statement lets go of the
+    interpreter, and under load has to win it back.
     """
+    superseded = find_superseded(connection, attempts)
+    kept = [attempt for place, attempt in enumerate(attempts) if place not in superseded]
+    if kept:
+        write_log(connection, kept)
+        write_users(connection, kept)
+    return superseded
+
+
+def find_superseded(
+    connection: sqlite3.Connection, attempts: Sequence[Attempt]
+) -> dict[int, Exception]:
+    """Whose password was changed since it was verified, or whose account was deleted.
+
+    Nobody else writes within this transaction: what is true here is true at the commit.
+    """
+    proved = {attempt.user_id for attempt in attempts if attempt.proved is not None}
+    current = dict(
+        connection.execute(
+            f"SELECT id, password_hash FROM users WHERE id IN ({_several('?', proved)})",  # noqa: S608
+            [*proved],
+        )
+    )
+    return {
+        place: Superseded()
+        for place, attempt in enumerate(attempts)
+        if attempt.proved is not None and attempt.proved != current.get(attempt.user_id)
+    }
+
+
+def write_log(connection: sqlite3.Connection, attempts: Sequence[Attempt]) -> None:
+    """The attempts and how they ended."""
     # A user deleted meanwhile leaves a row without a name.
     rows = _several("(?, ?, (SELECT id FROM users WHERE id = ?))", attempts)
     connection.execute(
@@ -240,6 +277,10 @@ def write_attempts(connection: sqlite3.Connection, attempts: Sequence[Attempt]) 
         + _several("(?, ?)", numbered),
         [value for number, attempt in numbered for value in (number, attempt.outcome)],
     )
+
+
+def write_users(connection: sqlite3.Connection, attempts: Sequence[Attempt]) -> None:
+    """What a login changes about its account."""
     logins = {a.user_id: a.time for a in attempts if a.outcome == "success"}
     if logins:
         connection.execute(
@@ -249,9 +290,8 @@ def write_attempts(connection: sqlite3.Connection, attempts: Sequence[Attempt]) 
             [value for login in logins.items() for value in login],
         )
     connection.executemany(
-        # Only over the hash that was verified: a reset in between must win.
-        "UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?",
-        [(a.new_hash, a.user_id, a.old_hash) for a in attempts if a.new_hash],
+        "UPDATE users SET password_hash = ? WHERE id = ?",
+        [(a.new_hash, a.user_id) for a in attempts if a.new_hash],
     )
 
 
@@ -310,12 +350,15 @@ class Accounts:
         return password
 
     def authenticate(self, name: str, password: str) -> User:
-        """The account of this name, if this is its password.
+        """The account of this name, if this is its password: at the latest when it is recorded.
 
         Raises:
             InvalidCredentials: unknown name or wrong password, at the same cost.
             Busy, Unavailable: not now.
         """
+        remembered = self._verified.user(name, password)
+        if remembered is not None:  # `record` says if it has changed since
+            return remembered
         rows = self._database.read(
             "SELECT id, username, password_hash FROM users WHERE username = ?", (name,)
         )
@@ -323,8 +366,6 @@ class Accounts:
             self._matches(self._dummy, password)
             raise InvalidCredentials("unknown_user", None)
         user = User(*rows[0])
-        if self._verified.knows(user, password):
-            return user
         stored_hash = user.password_hash if self._affordable(user.password_hash) else self._dummy
         if not self._matches(stored_hash, password) or stored_hash is self._dummy:
             raise InvalidCredentials("bad_password", user.id)
@@ -347,14 +388,21 @@ class Accounts:
         """Log an attempt, and with a success the time of the login. Returns at once.
 
         `written(None)` is called once it is on disk, by the writer thread; with an exception if it
-        could not be written: then no token may leave either.
+        could not be written: then no token may leave either. `Superseded`: authenticate again.
         """
         now = utc_text(self._clock())
-        if isinstance(user, User):
-            attempt = Attempt(address, now, user.id, outcome, user.new_hash, user.password_hash)
-        else:
+        if not isinstance(user, User):
             attempt = Attempt(address, now, user, outcome)
-        self._database.append(write_attempts, attempt, written)
+            self._database.append(write_attempts, attempt, written)
+            return
+        attempt = Attempt(address, now, user.id, outcome, user.password_hash, user.new_hash)
+
+        def told(trouble: Exception | None) -> None:
+            if isinstance(trouble, Superseded):
+                self._verified.forget(user.name)
+            written(trouble)
+
+        self._database.append(write_attempts, attempt, told)
 
     # -- the operator's commands
 
@@ -570,8 +618,9 @@ class Verified:
     """Passwords that Argon2 verified a while ago, so that the same login need not pay again.
 
     Holds no password: a keyed BLAKE2b under a key that dies with the process, over the password and
-    the stored hash it matched. A reset or a deletion, by whichever process, changes the stored hash
-    and so ends the entry. A wrong password is never found here and always pays for Argon2.
+    the stored hash it matched. A wrong password is never found here and always pays for Argon2. A
+    reset or a deletion, by whichever process, is noticed where the login is written down: in the
+    transaction that would acknowledge it.
     """
 
     def __init__(self, seconds: float, *, clock: Callable[[], float]) -> None:
@@ -579,27 +628,32 @@ class Verified:
         self._seconds = seconds
         self._clock = clock
         self._key = os.urandom(64)
-        self._lock = threading.Lock()  # guards _entries
-        self._entries: OrderedDict[int, tuple[bytes, float]] = OrderedDict()
+        self._lock = threading.Lock()  # guards the order of _entries and their number
+        self._entries: OrderedDict[str, tuple[User, bytes, float]] = OrderedDict()
 
-    def knows(self, user: User, password: str) -> bool:
-        """Whether exactly this password was verified against the hash the user has now."""
-        if not self._seconds:
-            return False
-        entry = self._entries.get(user.id)
-        if entry is None or self._clock() >= entry[1]:
-            return False
-        return hmac.compare_digest(entry[0], self._digest(user, password))
+    def user(self, name: str, password: str) -> User | None:
+        """The account as it was when exactly this password was verified, if that is known."""
+        entry = self._entries.get(name)
+        if entry is None or self._clock() >= entry[2]:
+            return None
+        user, digest, _ = entry
+        return user if hmac.compare_digest(digest, self._digest(user, password)) else None
 
     def remember(self, user: User, password: str) -> None:
         """Note that Argon2 has just verified it; the oldest entry makes room."""
         if not self._seconds:
             return
         with self._lock:
-            self._entries.pop(user.id, None)
-            self._entries[user.id] = self._digest(user, password), self._clock() + self._seconds
+            self._entries.pop(user.name, None)
+            entry = user, self._digest(user, password), self._clock() + self._seconds
+            self._entries[user.name] = entry
             if len(self._entries) > VERIFIED_ENTRIES:
                 self._entries.popitem(last=False)
+
+    def forget(self, name: str) -> None:
+        """The account has changed."""
+        with self._lock:
+            self._entries.pop(name, None)
 
     def _digest(self, user: User, password: str) -> bytes:
         # A stored hash holds no NUL and is hashed first: no other pair gives the same bytes.

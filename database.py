@@ -26,13 +26,13 @@ import os
 import queue
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from time import sleep
 from typing import Any, Callable, NamedTuple, TypeVar, Union
 
 T = TypeVar("T")
-WriteRows = Callable[[sqlite3.Connection, list[Any]], None]
+WriteRows = Callable[[sqlite3.Connection, list[Any]], Union[Mapping[int, Exception], None]]
 Accept = Callable[[sqlite3.Connection], None]
 Written = Callable[[Union[Exception, None]], None]
 
@@ -131,8 +131,11 @@ class Database:
     def append(self, write_rows: WriteRows, row: Any, written: Written) -> None:
         """Have `row` written by `write_rows(connection, rows)`: one call for all that wait.
 
-        Returns at once. `written(None)` is called once the row is on disk, `written(error)` if the
-        rows could not be written: on the writer thread, so that it must neither block nor raise.
+        It may return those that it refused, by their place in the list, each with the reason.
+
+        Returns at once. `written(None)` is called once the row is on disk, `written(error)` if it
+        was refused or the rows could not be written: on the writer thread, so that it must neither
+        block nor raise.
         """
         with self._lock:
             if not self._closed:
@@ -366,10 +369,11 @@ class _Rows(_Job):
 
     def finish(self) -> None:
         """The outcome is there: tell everybody whose row it was."""
-        for written in self._written:
+        refused = self.result or {}
+        for place, written in enumerate(self._written):
             # A defect in one of them must not end the thread that everybody else waits for.
             with contextlib.suppress(Exception):
-                written(self.error)
+                written(self.error or refused.get(place))
 
 
 def _gather(batch: list[_Job | _Row | None]) -> list[_Job]:

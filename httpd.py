@@ -184,8 +184,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.interest < 0:  # the client has left
             return
         self.busy = False
-        response = self.fail(request, outcome) if isinstance(outcome, BaseException) else outcome
-        self.advance([self.wire(request, response, started)])
+        self.advance([self.octets_of(outcome, request, started)])
 
     def expire(self) -> None:
         """The deadline has passed."""
@@ -229,16 +228,21 @@ class Handler(BaseHTTPRequestHandler):
         if not self.server.looked:
             self.server.look()
         try:
-            answer = self.route(request)
+            answer: Outcome = self.route(request)
         except Exception as failure:
-            answer = self.fail(request, failure)
-        if isinstance(answer, Later):
-            if self.server.submit(answer, partial(self.complete, request, started)):
-                self.busy = True
-                return b""
-            self.server.stats.rejected_busy += 1
-            answer = BUSY
-        return self.wire(request, answer, started)
+            answer = failure
+        return self.octets_of(answer, request, started)
+
+    def octets_of(self, answer: Outcome, request: Request, started: float) -> bytes:
+        if isinstance(answer, Response):
+            return self.wire(request, answer, started)
+        if isinstance(answer, BaseException):
+            return self.wire(request, self.fail(request, answer), started)
+        if self.server.submit(answer, partial(self.complete, request, started)):
+            self.busy = True
+            return b""
+        self.server.stats.rejected_busy += 1
+        return self.wire(request, BUSY, started)
 
     def wire(self, request: Request, response: Response, started: float) -> bytes:
         server = self.server

@@ -175,7 +175,8 @@ class App:
         """The slow rest of /auth, on a worker thread. Whatever comes of it is logged first."""
         with self.accounts.about_to_record():
             outcome, user, answer = self.judge(name, password, expired, basic)
-        return self.logged(client, outcome, user, answer)
+        again = self.later(self.issue_token, client, name, password, expired, basic)
+        return self.logged(client, outcome, user, answer, again)
 
     def judge(
         self, name: str, password: str, expired: bool, basic: bool
@@ -194,16 +195,28 @@ class App:
         return "success", user, answers.token_response(token, claims, expired)
 
     def logged(
-        self, client: str, outcome: str, user: accounts.User | int | None, answer: Response
+        self,
+        client: str,
+        outcome: str,
+        user: accounts.User | int | None,
+        answer: Response,
+        again: Later,
     ) -> Eventually:
-        """The answer once the attempt is in the log, on disk; a 503 if it cannot be written."""
+        """The answer once the attempt is in the log, on disk; a 503 if it cannot be written.
 
-        def once_on_disk(deliver: Callable[[Response], None]) -> None:
+        `again`, if the account was changed while the attempt was on its way there.
+        """
+
+        def once_on_disk(deliver: Callable[[Answer], None]) -> None:
             def written(trouble: Exception | None) -> None:
-                if trouble is None:
+                if isinstance(trouble, accounts.Superseded):
+                    deliver(again)
+                elif trouble is not None:
+                    deliver(self.refusal(trouble))
+                else:
                     self.logins[outcome] += 1
                     self.report(WRITING, None)
-                deliver(answer if trouble is None else self.refusal(trouble))
+                    deliver(answer)
 
             self.accounts.record(client, outcome, user, written)
 

@@ -30,14 +30,15 @@ from http1 import Response
 
 STEP_BACK = 5  # levels of niceness: a third of the loop's weight when both want the same core
 
-Outcome = Union[Response, BaseException]
+Outcome = Union[Response, "Later", BaseException]
 Deliver = Callable[[Outcome], None]
-Eventually = Callable[[Callable[[Response], None]], None]
+Eventually = Callable[[Callable[[Union[Response, "Later"]], None]], None]
 
 
 class Later:
     """An answer that takes time, for a worker: its function returns the `Response`, or a function
-    that is given `deliver` and calls it once, from any thread, when there is a `Response`.
+    that is given `deliver` and calls it once, from any thread, when there is a `Response`; or with
+    another `Later`, if it has to be asked again.
     """
 
     __slots__ = ("_arguments", "_function")
@@ -46,7 +47,7 @@ class Later:
         self._function = function
         self._arguments = arguments
 
-    def run(self, deliver: Callable[[Response], None]) -> None:
+    def run(self, deliver: Callable[[Response | Later], None]) -> None:
         """Have `deliver` called with the answer, now or later."""
         outcome = self._function(*self._arguments)
         if isinstance(outcome, Response):
@@ -56,9 +57,10 @@ class Later:
 
     def __call__(self) -> Response:
         """Wait for the answer: for callers without a loop."""
-        answers: SimpleQueue[Response] = SimpleQueue()
+        answers: SimpleQueue[Response | Later] = SimpleQueue()
         self.run(answers.put)
-        return answers.get()
+        answer = answers.get()
+        return answer() if isinstance(answer, Later) else answer
 
 
 class Workers:

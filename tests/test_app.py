@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import queue
 import sqlite3
@@ -11,7 +12,9 @@ import unittest
 import uuid
 from unittest import mock
 
+import accounts
 import jwt_minimal
+from database import Database
 from httpd import Later, Request, Response
 from tests.support import AppTest, header
 
@@ -279,16 +282,29 @@ class LoggingIn(AppTest):
         assert isinstance(answer, Later)
         return answer
 
+    def test_ends_a_remembered_password_with_a_reset_by_another_process(self):
+        self.assertEqual(self.login("alice", self.password).status, 200)
+        with contextlib.closing(Database(self.path)) as other:
+            newer = accounts.Accounts(other).reset("alice")
+        refused = self.login("alice", self.password)
+        self.assertEqual(refused.status, 401)
+        self.assertEqual(refused.body, self.login("nobody", "wrong").body)
+        self.assertEqual(self.login("alice", newer).status, 200)
+        outcomes = self.app.database.read("SELECT outcome FROM auth_outcomes ORDER BY log_id")
+        expected = ["success", "bad_password", "unknown_user", "success"]
+        self.assertEqual([outcome for (outcome,) in outcomes], expected)
+
     def test_answers_only_once_the_attempt_is_on_disk(self):
         hold = threading.Event()
-        answers: queue.SimpleQueue[Response] = queue.SimpleQueue()
+        answers: queue.SimpleQueue[Response | Later] = queue.SimpleQueue()
         writer = threading.Thread(target=self.app.database.write, args=(lambda _: hold.wait(5),))
         writer.start()
         for password in (self.password, "wrong"):
             self.later(password).run(answers.put)
         self.assertTrue(answers.empty())
         hold.set()
-        self.assertEqual([answers.get(timeout=5).status for _ in range(2)], [200, 401])
+        given = [getattr(answers.get(timeout=5), "status", None) for _ in range(2)]
+        self.assertEqual(given, [200, 401])
         writer.join()
 
     def test_issues_no_token_for_an_attempt_that_cannot_be_logged(self):

@@ -15,7 +15,16 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import workers
-from httpd import Later, Limits, Request, Response, Server, error, json_response
+from httpd import (
+    Eventually,
+    Later,
+    Limits,
+    Request,
+    Response,
+    Server,
+    error,
+    json_response,
+)
 from tests.httpd_live import (
     ANSWER,
     GET,
@@ -534,6 +543,26 @@ class Stopping(unittest.TestCase):
             server.stop()
             with server:
                 self.assertEqual(client.answer().status, 200)
+
+
+class AskingAgain(unittest.TestCase):
+    def test_a_later_may_be_answered_by_another_one(self) -> None:
+        rounds: list[str] = []
+
+        def ask(request: Request) -> Response | Eventually:
+            rounds.append(request.path)
+            if len(rounds) == 3:
+                return ANSWER
+            return lambda deliver: deliver(Later(ask, request))
+
+        with LiveServer() as server, server.connect() as client:
+            server.work = ask
+            client.send(b"GET /later HTTP/1.1\r\nHost: a\r\n\r\n" + GET)
+            self.assertEqual([client.answer().body for _ in range(2)], [b"hello"] * 2)
+            self.assertEqual(len(rounds), 3)
+            self.assertEqual(server.stats.requests[200], 2)
+            self.assertTrue(wait_until(lambda: server.stats.queue_depth == 0))
+            self.assertEqual(server._workers._unfinished, 0)
 
 
 class Turns(unittest.TestCase):
