@@ -11,6 +11,7 @@ Rules of this file:
   lines for standard output out. A running server notices the change with its next request.
 - Lists are lines of fields separated by tabs, a heading first, so that cut and grep can read them.
 - Exit codes: 0 done, 1 refused (the sentence says why), 2 the command line or the configuration.
+- Names and kids are taken as they stand, with a hyphen in front too: strangers chose them.
 - A password is never an argument, which every user of the machine could read: it comes from
   standard input, or is made here and printed once.
 
@@ -28,7 +29,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, MutableMapping, Sequence
-from typing import Callable, NamedTuple, TextIO
+from typing import Any, Callable, NamedTuple, TextIO
 
 import server  # isort: skip  # first of all: it says in one line which package is missing
 import accounts
@@ -255,14 +256,59 @@ COMMANDS: dict[str, tuple[Command, tuple[Argument, ...]]] = {
 
 
 FOUNDERS = (users_add, keys_rotate)  # may make the database; to the others its absence is a slip
+AS_IT_STANDS = {"kid", "name", "--user", "--email"}  # arguments that may begin with a hyphen
+
+
+class CommandParser(settings.Parser):
+    """The parser of one command."""
+
+    arguments: tuple[Argument, ...] = ()
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """As argparse does; but what is none of the options is taken as it stands."""
+        words = list(args or ())
+        if AS_IT_STANDS & {argument.name for argument in self.arguments}:
+            words = told_apart(words, self.arguments)
+        return super().parse_known_args(words, namespace)
+
+
+def told_apart(words: Sequence[str], arguments: tuple[Argument, ...]) -> list[str]:
+    """The options first, their values joined to them, and whatever else they are told from.
+
+    argparse takes all that begins with a hyphen for an option, and the name `-hello` for `-h`.
+    """
+    options = {a.name: "action" not in a.options for a in arguments if a.name.startswith("--")}
+    options["--help"] = False
+    found: list[str] = []
+    operands: list[str] = []
+    value_due = False
+    for place, word in enumerate(words):
+        flag = word.partition("=")[0]
+        # argparse takes the beginning of an option for the whole of it.
+        named = [option for option in options if len(flag) > 2 and option.startswith(flag)]
+        if word == "--":
+            operands.extend(words[place + 1 :])
+            break
+        if named or word == "-h":
+            found.append(word)
+        elif value_due:
+            found[-1] += f"={word}"
+        else:
+            operands.append(word)
+        value_due = flag == word and len(named) == 1 and options[named[0]]
+    return [*found, "--", *operands] if operands else found
 
 
 def make_parser() -> settings.Parser:
     """The command line that the table describes."""
     parser = settings.Parser(prog="admin.py", description=(__doc__ or "").split("\n\n")[0])
     settings.add_settings(parser, ("db",))
-    groups: dict[str, argparse._SubParsersAction[settings.Parser]] = {
-        "": parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
+    groups: dict[str, argparse._SubParsersAction[CommandParser]] = {
+        "": parser.add_subparsers(
+            metavar="COMMAND", required=True, dest="command", parser_class=CommandParser
+        )
     }
     for words, (command, arguments) in COMMANDS.items():
         group, _, verb = words.rpartition(" ")
@@ -274,6 +320,7 @@ def make_parser() -> settings.Parser:
             verb, prog=f"admin.py {words}", help=help_text, description=help_text
         )
         leaf.set_defaults(run=command)
+        leaf.arguments = arguments
         for argument in arguments:
             leaf.add_argument(argument.name, **argument.options)  # type: ignore[arg-type]
     return parser

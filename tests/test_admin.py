@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import sqlite3
 import stat
@@ -15,13 +16,34 @@ import time
 import unittest
 from unittest import mock
 
+from cryptography.hazmat.primitives.asymmetric import rsa
+
 import admin
 import server
 import settings
 from accounts import Accounts, Attempt, HashCost, InvalidCredentials, utc_text, write_attempts
+from jwt_minimal import public_jwk
 from tests.support import ROOT, TemporaryFolder, some_key
 
 ENVIRON = {"NOT_MY_KEY": "a secret of the tests", "JWKS_ARGON2": "t=1,m=8,p=1"}
+
+
+def key_with_a_hyphen() -> rsa.RSAPrivateKey:
+    """A key whose kid begins with one: another exponent is another kid, and costs no primes."""
+    numbers = some_key(0).private_numbers()
+    p, q, n = numbers.p, numbers.q, numbers.public_numbers.n
+    for e in range(3, 1 << 20, 2):
+        public = rsa.RSAPublicNumbers(e, n)
+        if math.gcd(e, (p - 1) * (q - 1)) > 1 or not kid_of(public.public_key()).startswith("-"):
+            continue
+        d = pow(e, -1, (p - 1) * (q - 1))
+        parts = rsa.rsa_crt_dmp1(d, p), rsa.rsa_crt_dmq1(d, q), rsa.rsa_crt_iqmp(p, q)
+        return rsa.RSAPrivateNumbers(p, q, d, *parts, public).private_key()
+    raise AssertionError("one kid in 64 begins with a hyphen")
+
+
+def kid_of(key: rsa.RSAPublicKey) -> str:
+    return public_jwk(key)["kid"]
 
 
 class AdminTest(TemporaryFolder):
@@ -97,6 +119,43 @@ class Users(AdminTest):
         code, _, err = self.admin("users", "delete", "alice")
         self.assertEqual(code, 1)
         self.assertIn("there is no user 'alice'", err)
+
+
+class ANameWithAHyphenInFront(AdminTest):
+    NAMES = ("-bob", "--bob", "-help", "-1", "-", "--b=ob", "-b ob")
+
+    def test_is_a_name_like_any_other_to_every_command(self):
+        for name in self.NAMES:
+            with self.subTest(name=name):
+                self.assertEqual(self.admin("users", "add", name)[0], 0)
+                _, password, _ = self.admin("users", "reset", name)
+                self.assertTrue(self.can_log_in(name, password.strip()))
+                self.assertEqual(self.admin("log", "--user", name, "--last", "1")[0], 0)
+                self.assertEqual(self.admin("users", "delete", name)[:2], (0, ""))
+
+    def test_leaves_the_options_around_it_what_they_are(self):
+        words = ("--email", "-b@example.org", "-bob", "--password-stdin")
+        self.assertEqual(self.admin("users", "add", *words, stdin="a password"), (0, "", ""))
+        self.assertTrue(self.can_log_in("-bob", "a password"))
+        _, out, _ = self.admin("users", "list")
+        self.assertIn("-bob\t-b@example.org\t", out)
+
+    def test_that_is_an_option_can_be_given_after_two_hyphens_or_an_equals_sign(self):
+        for name in ("--help", "-h", "--email"):
+            with self.subTest(name=name):
+                self.assertEqual(self.admin("users", "add", "--", name)[0], 0)
+                self.assertEqual(self.admin("log", f"--user={name}")[0], 0)
+                self.assertEqual(self.admin("users", "delete", "--", name)[0], 0)
+                self.assertIn("there is no user", self.admin("users", "delete", "--", name)[2])
+
+    def test_makes_no_name_of_a_slip_beside_one(self):
+        for words in (("users", "delete", "bob", "--froce"), ("log", "--user", "--follow"),
+                      ("users", "add", "--email", "--password-stdin", "bob"),
+                      ("backup", "--dry-run"), ("keys", "list", "-x")):  # fmt: skip
+            with self.subTest(words=words):
+                self.admin("users", "add", "bob")
+                code, _, err = self.admin(*words)
+                self.assertEqual((code, err.count("\n")), (2, 1), err)
 
 
 class TheLog(AdminTest):
@@ -311,6 +370,17 @@ class Keys(KeysTest):
         app.notice_changes()
         app.maintain()
         self.assertEqual(app.keys.published().keys, ())
+
+    def test_with_a_hyphen_in_front_are_revoked_like_any_other(self):
+        key = key_with_a_hyphen()
+        for words in ((), ("--no-replacement",)):
+            with mock.patch("keystore.generate", lambda: key):
+                self.admin("keys", "rotate", "--now")
+            kid = kid_of(key.public_key())
+            self.assertIn(kid, [row[0] for row in self.listed()])
+            code, _, err = self.admin("keys", "revoke", kid, *words)
+            self.assertEqual(code, 0, err)
+            self.assertNotIn(kid, [row[0] for row in self.listed()])
 
     def test_unknown_cannot_be_revoked(self):
         self.open_server()
