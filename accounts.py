@@ -10,7 +10,7 @@ Rules of this file:
 - No more hashing at once than there are cores: each takes 19 MiB, and more would only queue.
 - What an unknown user typed as a name is never stored: people type their password there.
 - Names are compared after Unicode NFC; what could be mistaken for another name (control and format
-  characters, odd spaces, a difference in ASCII case only) is not a name.
+  characters, others that show nothing, odd spaces, a difference in ASCII case only) is not a name.
 
 SQL on `users`, `auth_logs` and `auth_outcomes`, and argon2, stay in this file.
 """
@@ -50,6 +50,12 @@ EMAIL = re.compile(
     r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 )
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # Unicode's category Cc
+# What isprintable() lets through and yet shows nothing: Unicode's Default_Ignorable_Code_Point that
+# are marks or letters, and three that fonts draw blank (braille, Khitan filler, null notehead).
+INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
+    "\U00016fe4\U0001d159\U000e0100-\U000e01ef]"
+)
 HASH = re.compile(
     r"\$argon2id\$v=19\$m=([0-9]{1,8}),t=([0-9]{1,4}),p=([0-9]{1,3})\$[A-Za-z0-9+/$]+"
 )
@@ -171,7 +177,7 @@ def checked_name(text: str) -> str:
     """The name in NFC.
 
     Raises:
-        Malformed: not 1 to 64 printable characters, or with spaces or a colon where none may be.
+        Malformed: not 1 to 64 visible characters, or with spaces or a colon where none may be.
     """
     # Bounded before it is normalised: NFC takes a second for 16,000 pairs of combining marks.
     name = unicodedata.normalize("NFC", text) if len(text) <= NFC_GROWTH * MAX_NAME else ""
@@ -181,6 +187,8 @@ def checked_name(text: str) -> str:
     # surrogates, and every space but U+0020.
     if not name.isprintable() or ":" in name:
         raise Malformed("username must consist of printable characters, without a colon")
+    if INVISIBLE.search(name):
+        raise Malformed("username must not hold characters that show nothing")
     if name.strip(" ") != name or "  " in name:
         raise Malformed("username must not begin or end with a space or hold two in a row")
     return name
