@@ -429,6 +429,19 @@ class Accounts:
         if not self._database.write(lambda connection: connection.execute(sql, values).rowcount):
             raise UnknownUser(f"there is no user {values[-1]!r}")
 
+    def stored_name(self, text: str) -> str:
+        """The name of the account that is meant: as it stands if there is one, else checked.
+
+        Another program's account may have a name that is none for us, and an operator must name it.
+
+        Raises:
+            Malformed: there is no account of this name, nor can there be.
+        """
+        with contextlib.suppress(UnicodeEncodeError):  # not a text: no parameter of a statement
+            if self._database.read("SELECT 1 FROM users WHERE username = ?", (text,)):
+                return text
+        return checked_name(text)
+
     def users(self) -> list[tuple[str, str | None, str, str | None]]:
         """Name, e-mail, registration and last login of every account, by name."""
         return [

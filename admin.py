@@ -129,7 +129,7 @@ def users_list(desk: Desk, options: argparse.Namespace) -> Lines:
     """Every account, by name."""
     yield "username\temail\tregistered\tlast login"
     for name, email, registered, last_login in desk.accounts().users():
-        yield f"{name}\t{email or '-'}\t{registered}\t{last_login or 'never'}"
+        yield listed(name, email or "-", registered, last_login or "never")
 
 
 def users_add(desk: Desk, options: argparse.Namespace) -> Lines:
@@ -152,18 +152,20 @@ def users_add(desk: Desk, options: argparse.Namespace) -> Lines:
 
 def users_reset(desk: Desk, options: argparse.Namespace) -> Lines:
     """Give an account a new generated password and print it; the old one ends at once."""
-    return [desk.accounts().reset(accounts.checked_name(options.name))]
+    users = desk.accounts()
+    return [users.reset(users.stored_name(options.name))]
 
 
 def users_delete(desk: Desk, options: argparse.Namespace) -> Lines:
     """Delete an account. Tokens it holds stay valid until they expire."""
-    desk.accounts().delete(accounts.checked_name(options.name))
+    users = desk.accounts()
+    users.delete(users.stored_name(options.name))
     return []
 
 
 def log(desk: Desk, options: argparse.Namespace) -> Lines:
     """Show the attempts to log in, oldest first; with --summary their number by address."""
-    user = None if options.user is None else accounts.checked_name(options.user)
+    user = None if options.user is None else desk.accounts().stored_name(options.user)
     wanted = accounts.Wanted(options.outcome, options.address, user, options.since)
     if options.summary and (options.follow or options.last):
         raise Refused("--summary counts what is there: leave out --follow and --last")
@@ -176,7 +178,7 @@ def log_summary(users: accounts.Accounts, wanted: accounts.Wanted) -> Lines:
     """How many attempts there were by address and outcome, the most first."""
     yield "address\toutcome\tattempts\tfirst\tlast"
     for row in users.log_summary(wanted):
-        yield "\t".join(map(str, row))
+        yield listed(*row)
 
 
 def log_rows(desk: Desk, wanted: accounts.Wanted, last: int | None, follow: bool) -> Lines:
@@ -189,7 +191,7 @@ def log_rows(desk: Desk, wanted: accounts.Wanted, last: int | None, follow: bool
         seen, stamp = stamp, desk.database.stamp()
         for row in users.log(wanted, after) if stamp != seen else ():
             after = row.number
-            yield f"{row.time}\t{row.address}\t{row.outcome}\t{row.user or '-'}"
+            yield listed(row.time, row.address, row.outcome, row.user)
         if not follow:
             return
         sys.stdout.flush()
@@ -324,6 +326,26 @@ def make_parser() -> settings.Parser:
         for argument in arguments:
             leaf.add_argument(argument.name, **argument.options)  # type: ignore[arg-type]
     return parser
+
+
+def listed(*fields: object) -> str:
+    """A line of a list. Other programs write the tables, too: none of its fields may break it."""
+    return "\t".join("-" if field is None else escaped(str(field)) for field in fields)
+
+
+def escaped(text: str) -> str:
+    """The text; what a terminal would obey or nobody would see, as a shell's $'...' reads it."""
+    if text.isprintable() and not accounts.INVISIBLE.search(text):
+        return text
+    return "".join(
+        char if char.isprintable() and not accounts.INVISIBLE.match(char) else code_point(char)
+        for char in text
+    )
+
+
+def code_point(char: str) -> str:
+    """Its number."""
+    return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"
 
 
 def shown_time(seconds: object) -> str:

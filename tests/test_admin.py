@@ -158,6 +158,67 @@ class ANameWithAHyphenInFront(AdminTest):
                 self.assertEqual((code, err.count("\n")), (2, 1), err)
 
 
+class WhatAnotherProgramWrote(AdminTest):
+    NAMES = ("\tt\n\x1b[31mred", "a:b", "e\u0301ve", "alice\ufe0f", "x\U000e0101", " ", "a\x9bb")
+
+    def setUp(self):
+        super().setUp()
+        self.admin("users", "add", "alice")
+        with contextlib.closing(self.open_database()) as database:
+            database.write(self.insert)
+
+    def insert(self, connection):
+        connection.executemany(
+            "INSERT INTO users (username, password_hash, email, date_registered) "
+            "VALUES (?, 'x', ?, NULL)",
+            [(name, f"{number}\t\n\x1b[2J") for number, name in enumerate(self.NAMES)],
+        )
+        connection.execute(
+            "INSERT INTO auth_logs (request_ip, request_timestamp, user_id) "
+            "SELECT '\x1b[31m\t', NULL, id FROM users WHERE username <> 'alice'"
+        )
+        connection.execute("INSERT INTO auth_outcomes SELECT id, char(10) FROM auth_logs")
+
+    def test_neither_breaks_a_list_nor_reaches_the_terminal(self):
+        for words, columns in ((("users", "list"), 4), (("log",), 4), (("log", "--summary"), 5)):
+            with self.subTest(words=words):
+                _, out, _ = self.admin(*words)
+                lines = out.split("\n")[:-1]
+                self.assertEqual({line.count("\t") + 1 for line in lines}, {columns})
+                self.assertTrue("".join(lines).replace("\t", "").isprintable(), out)
+                self.assertGreater(len(lines), 1)
+
+    def test_is_told_from_what_it_looks_like(self):
+        names = [line.split("\t")[0] for line in self.admin("users", "list")[1].splitlines()]
+        self.assertIn("\\u0009t\\u000a\\u001b[31mred", names)
+        self.assertIn("alice\\ufe0f", names)
+        self.assertIn("x\\U000e0101", names)
+        self.assertIn("e\u0301ve", names)
+
+    def test_can_be_asked_for_reset_and_deleted_as_it_stands(self):
+        for name in self.NAMES:
+            with self.subTest(name=name):
+                _, out, _ = self.admin("log", "--user", name)
+                self.assertEqual(out.count("\n"), 2)
+                code, password, _ = self.admin("users", "reset", name)
+                self.assertEqual(code, 0)
+                self.assertTrue(self.can_log_in(name, password.strip()))
+                self.assertEqual(self.admin("users", "delete", name), (0, "", ""))
+        self.assertEqual(self.admin("users", "list")[1].count("\n"), 2)
+
+    def test_is_never_taken_for_an_account_of_the_same_look(self):
+        self.admin("users", "add", "\u00e9ve")
+        self.assertEqual(self.admin("users", "delete", "e\u0301ve")[0], 0)
+        self.assertIn("\n\u00e9ve\t", self.admin("users", "list")[1])
+        self.assertEqual(self.admin("users", "delete", "e\u0301ve")[0], 0)
+        self.assertNotIn("\n\u00e9ve\t", self.admin("users", "list")[1])
+
+    def test_that_is_no_text_names_nobody_in_one_line(self):
+        for words in (("users", "reset"), ("users", "delete"), ("log", "--user")):
+            code, out, err = self.admin(*words, "bob\udcff")
+            self.assertEqual((code, out, err.count("\n")), (1, "", 1))
+
+
 class TheLog(AdminTest):
     ROWS = (  # address, outcome, user, minutes ago
         ("192.0.2.1", "success", "alice", 180),
