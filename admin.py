@@ -3,7 +3,7 @@
 
     python admin.py [--db FILE] keys list | rotate [--now] | revoke KID | export
     python admin.py [--db FILE] rekey [--dry-run] | backup FILE
-    python admin.py [--db FILE] users list | add NAME | reset NAME | delete NAME
+    python admin.py [--db FILE] [--argon2 COST] users list | add NAME | reset NAME | delete NAME
     python admin.py [--db FILE] log [--follow] [--summary] [--outcome WORD] [--since 1h] ...
 
 Rules of this file:
@@ -257,6 +257,7 @@ COMMANDS: dict[str, tuple[Command, tuple[Argument, ...]]] = {
 }
 
 
+FLAGS = ("db", "argon2")  # the settings that it shares with the server
 FOUNDERS = (users_add, keys_rotate)  # may make the database; to the others its absence is a slip
 AS_IT_STANDS = {"kid", "name", "--user", "--email"}  # arguments that may begin with a hyphen
 
@@ -306,7 +307,7 @@ def told_apart(words: Sequence[str], arguments: tuple[Argument, ...]) -> list[st
 def make_parser() -> settings.Parser:
     """The command line that the table describes."""
     parser = settings.Parser(prog="admin.py", description=(__doc__ or "").split("\n\n")[0])
-    settings.add_settings(parser, ("db",))
+    settings.add_settings(parser, FLAGS)
     groups: dict[str, argparse._SubParsersAction[CommandParser]] = {
         "": parser.add_subparsers(
             metavar="COMMAND", required=True, dest="command", parser_class=CommandParser
@@ -365,7 +366,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = make_parser().parse_args(arguments)
     environ = server.environment()
-    flags = {"db": options.db} if hasattr(options, "db") else {}
+    flags = {name: value for name, value in vars(options).items() if name in FLAGS}
     try:
         config = settings.configure(flags, environ)
         if options.run not in FOUNDERS and not os.path.exists(config.db):

@@ -105,6 +105,20 @@ class Users(AdminTest):
         self.assertEqual([row[:2] for row in rows[1:]], [["alice", "a@example.org"], ["bob", "-"]])
         self.assertEqual(rows[1][3], "never")
 
+    def test_are_hashed_at_the_cost_that_the_server_was_told(self):
+        self.admin("users", "add", "alice")
+        for words in (("users", "add", "bob"), ("users", "reset", "alice")):
+            self.assertEqual(self.admin("--argon2", "t=2,m=16,p=1", *words)[0], 0)
+        with contextlib.closing(self.open_database()) as database:
+            hashes = database.read("SELECT password_hash FROM users")
+        self.assertEqual(len(hashes), 2)
+        for (stored,) in hashes:
+            self.assertIn("m=16,t=2,p=1", stored)
+
+    def test_are_not_hashed_at_a_cost_that_cannot_be_meant(self):
+        code, out, err = self.admin("--argon2", "t=0", "users", "add", "bob")
+        self.assertEqual((code, out, err.count("\n")), (2, "", 1))
+
     def test_get_a_new_password_that_ends_the_old_one(self):
         _, old, _ = self.admin("users", "add", "alice")
         code, new, _ = self.admin("users", "reset", "alice")
