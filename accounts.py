@@ -491,6 +491,11 @@ class Accounts:
                 return
             after = page[-1][0]
 
+    def newest_number(self) -> int:
+        """The number of the newest row, 0 if there is none."""
+        ((newest,),) = self._database.read("SELECT coalesce(max(id), 0) FROM auth_logs")
+        return int(newest)
+
     def before_last(self, wanted: Wanted, count: int) -> int:
         """The number after which `log` yields the last `count` rows."""
         condition, values = wanted.where()

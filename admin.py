@@ -189,9 +189,15 @@ def log_rows(desk: Desk, wanted: accounts.Wanted, last: int | None, follow: bool
     while True:
         # Looked at before the rows are: what is added meanwhile changes the next stamp.
         seen, stamp = stamp, desk.database.stamp()
-        for row in users.log(wanted, after) if stamp != seen else ():
-            after = row.number
-            yield listed(row.time, row.address, row.outcome, row.user)
+        if stamp != seen:
+            newest = users.newest_number()
+            # Somebody emptied the log, and its numbers may have begun anew.
+            after = after if after <= newest else 0
+            for row in users.log(wanted, after):
+                after = row.number
+                yield listed(row.time, row.address, row.outcome, row.user)
+            # Rows that are not wanted are not looked at again: the log may have millions.
+            after = max(after, newest)
         if not follow:
             return
         sys.stdout.flush()

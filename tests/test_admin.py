@@ -320,8 +320,9 @@ class TheLog(AdminTest):
             ],
         )
 
-    def test_is_followed_until_ctrl_c(self):
-        waits = iter([lambda: self.add(("192.0.2.7", "no_key", "bob", 0)), lambda: None])
+    def follow(self, *steps, words=()):
+        """What is shown while the steps happen, one between two looks."""
+        waits = iter(steps)
 
         def sleep(seconds):
             step = next(waits, None)
@@ -330,8 +331,56 @@ class TheLog(AdminTest):
             step()
 
         with mock.patch("admin.time.sleep", sleep):
-            rows = self.log("--follow", "--last", "1")
+            return self.log("--follow", *words)
+
+    def test_is_followed_until_ctrl_c(self):
+        def add():
+            self.add(("192.0.2.7", "no_key", "bob", 0))
+
+        rows = self.follow(add, lambda: None, words=("--last", "1"))
         self.assertEqual(rows, [*self.expected(4), ("192.0.2.7", "no_key", "bob")])
+
+    def empty(self, *tables):
+        with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as other:
+            for table in ("auth_outcomes", "auth_logs", *tables):
+                other.execute(f"DELETE FROM {table}")
+
+    def test_is_followed_beyond_its_being_emptied(self):
+        self.follow_while_emptied()
+
+    def test_is_followed_when_its_numbers_begin_anew(self):
+        self.follow_while_emptied("sqlite_sequence")
+
+    def follow_while_emptied(self, *tables):
+        def empty():
+            self.empty(*tables)
+
+        def add():
+            self.add(("192.0.2.7", "no_key", "bob", 0), ("192.0.2.8", "success", "bob", 0))
+
+        def both():
+            empty()
+            add()
+
+        expected = [("192.0.2.7", "no_key", "bob"), ("192.0.2.8", "success", "bob")]
+        self.assertEqual(self.follow(empty, add), [*self.expected(0, 1, 2, 3, 4), *expected])
+        self.add(*self.ROWS)
+        before = self.log()
+        self.assertEqual(self.follow(both), [*before, *expected])
+
+    def test_is_followed_without_reading_again_what_was_not_wanted(self):
+        looked, real = [], Accounts.log
+
+        def log(users, wanted, after=0):
+            looked.append(after)
+            return real(users, wanted, after)
+
+        def add():
+            self.add(("192.0.2.7", "no_key", "bob", 0))
+
+        with mock.patch.object(Accounts, "log", log):
+            self.assertEqual(self.follow(add, add, words=("--user", "nobody")), [])
+        self.assertEqual(looked, [0, len(self.ROWS), len(self.ROWS) + 1])
 
     def test_ends_quietly_when_its_reader_has_read_enough(self):
         reader, writer = os.pipe()
