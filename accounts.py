@@ -36,7 +36,7 @@ from typing import Callable, NamedTuple, TypeVar
 
 import argon2
 
-from database import Database
+from database import CannotOpen, Database
 
 T = TypeVar("T")
 
@@ -253,6 +253,28 @@ def write_attempts(connection: sqlite3.Connection, attempts: Sequence[Attempt]) 
         "UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?",
         [(a.new_hash, a.user_id, a.old_hash) for a in attempts if a.new_hash],
     )
+
+
+def require_no_twins(connection: sqlite3.Connection) -> None:
+    """Refuse a file without our indexes in which two accounts would be one for us.
+
+    Raises:
+        CannotOpen: the sentence names them.
+    """
+    known = {row[0] for row in connection.execute("SELECT lower(name) FROM sqlite_master")}
+    for column in ("username", "email") if "users" in known else ():
+        if f"users_{column}_nocase" in known:  # it says there are none, at no cost
+            continue
+        twins = connection.execute(
+            f"SELECT min({column}), max({column}) FROM users WHERE {column} IS NOT NULL "  # noqa: S608
+            f"GROUP BY {column} COLLATE NOCASE HAVING count(*) > 1"
+        ).fetchall()
+        if twins:
+            more = f", as do {len(twins) - 1} more" if len(twins) > 1 else ""
+            raise CannotOpen(
+                f"it has users whose {column} differs in case only, {twins[0][0]!r} and "
+                f"{twins[0][1]!r}{more}: it can be used once one of them is renamed or deleted"
+            )
 
 
 def dummy_hash(cost: HashCost) -> str:

@@ -141,13 +141,20 @@ def users_add(desk: Desk, options: argparse.Namespace) -> Lines:
             return [desk.accounts().register(name, email)]
         if desk.stdin is None:
             raise Refused("standard input is closed: there is no password to read")
-        password = desk.stdin.read(accounts.MAX_PASSWORD + 2)
-        # One line end is the terminal's, not the password's.
-        password = password[:-1] if password.endswith("\n") else password
+        password = given_password(desk.stdin)
         desk.accounts().add(name, email, accounts.checked_password(password))
     except accounts.NameTaken:
         raise Refused("the name or the e-mail address is taken") from None
     return []
+
+
+def given_password(stdin: TextIO) -> str:
+    """What standard input holds, without the line end that is the terminal's."""
+    try:
+        password = stdin.read(accounts.MAX_PASSWORD + 2)
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"the password could not be read: {error}") from None
+    return password[:-1] if password.endswith("\n") else password
 
 
 def users_reset(desk: Desk, options: argparse.Namespace) -> Lines:
@@ -263,6 +270,12 @@ COMMANDS: dict[str, tuple[Command, tuple[Argument, ...]]] = {
 }
 
 
+DONE: dict[Command, str] = {  # what cannot be asked again, and what to do if it was not read
+    users_add: "the account is made: users reset gives it another password",
+    users_reset: "the old password has ended: run the command again",
+    keys_rotate: "the key is made: keys list names it",
+    keys_revoke: "the key is deleted: keys list names what there is",
+}
 FLAGS = ("db", "argon2")  # the settings that it shares with the server
 FOUNDERS = (users_add, keys_rotate)  # may make the database; to the others its absence is a slip
 AS_IT_STANDS = {"kid", "name", "--user", "--email"}  # arguments that may begin with a hyphen
@@ -377,7 +390,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = settings.configure(flags, environ)
         if options.run not in FOUNDERS and not os.path.exists(config.db):
             raise CannotOpen(f"there is no database {config.db}: name it with --db")
-        database = Database(config.db, accept=keystore.require_ours)
+        database = Database(config.db, accept=settings.require_ours)
     except (settings.ConfigurationError, CannotOpen) as error:
         tell(f"admin.py: {error}")
         return 2
@@ -394,12 +407,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Refused, accounts.Malformed, accounts.UnknownUser, accounts.Busy, Unavailable) as error:
         tell(f"admin.py: {error}")
         return 1
-    except (KeyboardInterrupt, BrokenPipeError):
-        # How `log --follow` ends, and whatever `head` has read enough of.
-        discard_output()
+    except KeyboardInterrupt:
+        discard_output()  # how `log --follow` ends
     except OSError as error:
-        tell(f"admin.py: the output could not be written: {error}; run the command again")
         discard_output()
+        if isinstance(error, BrokenPipeError) and options.run not in DONE:
+            return 0  # `head` has read enough
+        advice = DONE.get(options.run, "run the command again")
+        tell(f"admin.py: the output could not be written: {error}; {advice}")
         return 1
     finally:
         database.close()

@@ -47,13 +47,14 @@ def kid_of(key: rsa.RSAPublicKey) -> str:
 
 
 class AdminTest(TemporaryFolder):
-    def admin(self, *words: str, stdin: str = "", environ=None) -> tuple[int, str, str]:
+    def admin(self, *words: str, stdin="", environ=None) -> tuple[int, str, str]:
         """Exit code, standard output, standard error."""
         out, err = io.StringIO(), io.StringIO()
         variables = dict(ENVIRON if environ is None else environ)
         with contextlib.ExitStack() as stack:
             stack.enter_context(mock.patch.object(server, "environment", lambda: variables))
-            stack.enter_context(mock.patch("sys.stdin", io.StringIO(stdin)))
+            given = io.StringIO(stdin) if isinstance(stdin, str) else stdin
+            stack.enter_context(mock.patch("sys.stdin", given))
             stack.enter_context(contextlib.redirect_stdout(out))
             stack.enter_context(contextlib.redirect_stderr(err))
             try:
@@ -526,6 +527,52 @@ class Keys(KeysTest):
         )
         expected = [["row-8", "1000000000000000", "unreadable"], ["row-9", "'y'", "unreadable"]]
         self.assertEqual(self.listed()[2:], expected)
+
+
+class ALostAnswer(KeysTest):
+    def lost(self, target, *words):
+        """Exit code and standard error of the real command, whose output cannot be written."""
+        with open(target, "w") as output:
+            process = subprocess.run(
+                [sys.executable, str(ROOT / "admin.py"), "--db", str(self.path), *words],
+                cwd=self.folder, stdout=output, stderr=subprocess.PIPE, timeout=30, text=True,
+                env={**os.environ, **ENVIRON},
+            )  # fmt: skip
+        self.assertEqual(process.stderr.count("could not be written"), 1, process.stderr)
+        return process.returncode, process.stderr
+
+    @unittest.skipUnless(os.path.exists("/dev/full"), "a disk that is always full")
+    def test_on_a_full_disk_says_what_was_done_and_how_to_go_on(self):
+        for words, advice in (
+            (("users", "add", "carl"), "users reset gives it another"),
+            (("users", "reset", "carl"), "run the command again"),
+            (("users", "list"), "run the command again"),
+            (("keys", "rotate"), "keys list names it"),
+        ):
+            with self.subTest(words=words):
+                code, err = self.lost("/dev/full", *words)
+                self.assertEqual(code, 1)
+                self.assertIn(advice, err)
+        self.assertEqual(self.admin("users", "reset", "carl")[0], 0)
+        self.assertEqual(self.states(), ["expired", "signing"])
+
+    def test_that_nobody_reads_is_an_error_where_it_cannot_be_asked_again(self):
+        reader, writer = os.pipe()
+        os.close(reader)
+        code, err = self.lost(writer, "users", "add", "carl")
+        self.assertEqual(code, 1)
+        self.assertIn("users reset", err)
+
+    def test_is_not_what_a_password_that_cannot_be_read_is_called(self):
+        unreadable = mock.Mock()
+        unreadable.read.side_effect = OSError("no such device")
+        garbled = io.TextIOWrapper(io.BytesIO(b"pass\xff"), encoding="utf-8")
+        for stdin in (unreadable, garbled):
+            with self.subTest(stdin=stdin):
+                code, out, err = self.admin("users", "add", "carl", "--password-stdin", stdin=stdin)
+                self.assertEqual((code, out, err.count("\n")), (1, "", 1))
+                self.assertIn("the password could not be read", err)
+        self.assertEqual(self.admin("users", "list")[1].count("\n"), 1)
 
 
 class Secrets(KeysTest):
