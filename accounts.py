@@ -10,7 +10,7 @@ Rules of this file:
 - No more hashing at once than there are cores: each takes 19 MiB, and more would only queue.
 - What an unknown user typed as a name is never stored: people type their password there.
 - Names are compared after Unicode NFC; what could be mistaken for another name (control and format
-  characters, odd spaces, a difference in ASCII case only) is not a name.
+  characters, others that show nothing, odd spaces, a difference in ASCII case only) is not a name.
 
 SQL on `users`, `auth_logs` and `auth_outcomes`, and argon2, stay in this file.
 """
@@ -36,7 +36,7 @@ from typing import Callable, NamedTuple, TypeVar
 
 import argon2
 
-from database import Database
+from database import CannotOpen, Database
 
 T = TypeVar("T")
 
@@ -50,6 +50,12 @@ EMAIL = re.compile(
     r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 )
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # Unicode's category Cc
+# What isprintable() lets through and yet shows nothing: Unicode's Default_Ignorable_Code_Point that
+# are marks or letters, and three that fonts draw blank (braille, Khitan filler, null notehead).
+INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
+    "\U00016fe4\U0001d159\U000e0100-\U000e01ef]"
+)
 HASH = re.compile(
     r"\$argon2id\$v=19\$m=([0-9]{1,8}),t=([0-9]{1,4}),p=([0-9]{1,3})\$[A-Za-z0-9+/$]+"
 )
@@ -175,7 +181,7 @@ def checked_name(text: str) -> str:
     """The name in NFC.
 
     Raises:
-        Malformed: not 1 to 64 printable characters, or with spaces or a colon where none may be.
+        Malformed: not 1 to 64 visible characters, or with spaces or a colon where none may be.
     """
     # Bounded before it is normalised: NFC takes a second for 16,000 pairs of combining marks.
     name = unicodedata.normalize("NFC", text) if len(text) <= NFC_GROWTH * MAX_NAME else ""
@@ -185,6 +191,8 @@ def checked_name(text: str) -> str:
     # surrogates, and every space but U+0020.
     if not name.isprintable() or ":" in name:
         raise Malformed("username must consist of printable characters, without a colon")
+    if INVISIBLE.search(name):
+        raise Malformed("username must not hold characters that show nothing")
     if name.strip(" ") != name or "  " in name:
         raise Malformed("username must not begin or end with a space or hold two in a row")
     return name
@@ -297,6 +305,28 @@ def write_users(connection: sqlite3.Connection, attempts: Sequence[Attempt]) -> 
 
 def _several(row: str, of: Sized) -> str:
     return ", ".join([row] * len(of))
+
+
+def require_no_twins(connection: sqlite3.Connection) -> None:
+    """Refuse a file without our indexes in which two accounts would be one for us.
+
+    Raises:
+        CannotOpen: the sentence names them.
+    """
+    known = {row[0] for row in connection.execute("SELECT lower(name) FROM sqlite_master")}
+    for column in ("username", "email") if "users" in known else ():
+        if f"users_{column}_nocase" in known:  # it says there are none, at no cost
+            continue
+        twins = connection.execute(
+            f"SELECT min({column}), max({column}) FROM users WHERE {column} IS NOT NULL "  # noqa: S608
+            f"GROUP BY {column} COLLATE NOCASE HAVING count(*) > 1"
+        ).fetchall()
+        if twins:
+            more = f", as do {len(twins) - 1} more" if len(twins) > 1 else ""
+            raise CannotOpen(
+                f"it has users whose {column} differs in case only, {twins[0][0]!r} and "
+                f"{twins[0][1]!r}{more}: it can be used once one of them is renamed or deleted"
+            )
 
 
 def dummy_hash(cost: HashCost) -> str:
@@ -481,6 +511,19 @@ class Accounts:
         if not self._database.write(lambda connection: connection.execute(sql, values).rowcount):
             raise UnknownUser(f"there is no user {values[-1]!r}")
 
+    def stored_name(self, text: str) -> str:
+        """The name of the account that is meant: as it stands if there is one, else checked.
+
+        Another program's account may have a name that is none for us, and an operator must name it.
+
+        Raises:
+            Malformed: there is no account of this name, nor can there be.
+        """
+        with contextlib.suppress(UnicodeEncodeError):  # not a text: no parameter of a statement
+            if self._database.read("SELECT 1 FROM users WHERE username = ?", (text,)):
+                return text
+        return checked_name(text)
+
     def users(self) -> list[tuple[str, str | None, str, str | None]]:
         """Name, e-mail, registration and last login of every account, by name."""
         return [
@@ -529,6 +572,11 @@ class Accounts:
             if len(page) < LOG_PAGE:
                 return
             after = page[-1][0]
+
+    def newest_number(self) -> int:
+        """The number of the newest row, 0 if there is none."""
+        ((newest,),) = self._database.read("SELECT coalesce(max(id), 0) FROM auth_logs")
+        return int(newest)
 
     def before_last(self, wanted: Wanted, count: int) -> int:
         """The number after which `log` yields the last `count` rows."""

@@ -537,10 +537,11 @@ def open_app(
     """The database, its keys and accounts, and the App on top."""
     settings.check_given_secrets(environ)
     try:
-        database = Database(config.db, accept=keystore.require_ours)
+        database = Database(config.db, accept=settings.require_ours)
     except CannotOpen as error:
         raise ConfigurationError(str(error)) from error
     try:
+        settings.warn_of_readers(database.path, log)
         secret, previous = settings.load_secret(database, environ, log)
         keys = keystore.KeyStore(
             database, secret, config.policy, previous=previous, log=log, clock=clock

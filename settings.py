@@ -15,10 +15,12 @@ Left out: reading configuration files. Two places to look are enough.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import re
 import secrets
+import sqlite3
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Callable, NoReturn, TypeVar
@@ -260,6 +262,30 @@ def configure(arguments: Mapping[str, object], environ: Mapping[str, str]) -> Se
     }
     values.update(arguments)
     return make_settings(values)
+
+
+# -- the file
+
+
+def require_ours(connection: sqlite3.Connection) -> None:
+    """Refuse a file of another program that we cannot go on with, before anything is written to it.
+
+    Raises:
+        CannotOpen: the sentence says what stands in it.
+    """
+    keystore.require_ours(connection)
+    accounts.require_no_twins(connection)
+
+
+def warn_of_readers(path: Path, log: Callable[[str], None]) -> None:
+    """Say so if others may read the file: we make it for ourselves, but leave one as we find it."""
+    if os.name != "posix":
+        return
+    with contextlib.suppress(OSError):
+        files = [Path(f"{path}{end}") for end in ("", "-wal", "-shm")]
+        loose = [str(file) for file in files if file.exists() and file.stat().st_mode & 0o077]
+        if loose:
+            log(f"the database can be read by others: chmod 600 {' '.join(loose)}")
 
 
 # -- the secret that seals the keys

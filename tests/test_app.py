@@ -105,6 +105,18 @@ class BadInput(AppTest):
                     self.assertEqual(sorted(error), ["error", "error_description"])
                     self.assertLess(len(error["error_description"]), 120)
 
+    def test_in_a_name_that_looks_like_another_is_a_400_everywhere(self):
+        unseen = (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180B, 0x180C, 0x180D, 0x180F, 0x2800,
+                  0x3164, 0xFE00, 0xFE0F, 0xFFA0, 0x16FE4, 0x1D159, 0xE0100, 0xE01EF)  # fmt: skip
+        self.register("alice")
+        for number in unseen:
+            for name in (f"alice{chr(number)}", f"{chr(number)}alice", chr(number)):
+                for path in ("/register", "/auth"):
+                    with self.subTest(name=ascii(name), path=path):
+                        response = self.call("POST", path, {"username": name, "password": "x"})
+                        self.assertEqual(response.status, 400)
+        self.assertEqual(len(self.app.accounts.users()), 1)
+
     def test_of_an_email_address_is_a_400(self):
         wrong: tuple[object, ...] = ("", "a", "a@", "@b.org", "a@b", "a b@c.org", "a@-b.org",
                       "a@b..org",
