@@ -5,6 +5,7 @@
     python admin.py [--db FILE] rekey [--dry-run] | backup FILE
     python admin.py [--db FILE] users list | add NAME | reset NAME | delete NAME
     python admin.py [--db FILE] log [--follow] [--summary] [--outcome WORD] [--since 1h] ...
+    python admin.py [--db FILE] doctor
 
 Rules of this file:
 - A command is one row of `COMMANDS` and one function: parsed arguments and the opened database in,
@@ -32,9 +33,10 @@ from typing import Callable, NamedTuple, TextIO
 
 import server  # isort: skip  # first of all: it says in one line which package is missing
 import accounts
+import doctor
 import keystore
 import settings
-from database import CannotOpen, Database, Unavailable
+from database import CannotOpen, Database, ReadOnly, Unavailable
 
 Lines = Iterable[str]
 FOLLOW_SECONDS = 0.5  # between two looks; one costs some microseconds
@@ -195,6 +197,23 @@ def log_rows(desk: Desk, wanted: accounts.Wanted, last: int | None, follow: bool
         time.sleep(FOLLOW_SECONDS)
 
 
+def diagnose(desk: Desk, options: argparse.Namespace) -> Lines:
+    """Say whether this installation is sound, and what to do where it is not; changes nothing."""
+    place = doctor.Place(desk.config, ReadOnly(desk.config.db), desk.environ, time.time())
+    problems = 0
+    yield "check\tstate\tfinding"
+    for finding in doctor.examine(place):
+        problems += finding.state == doctor.PROBLEM
+        yield "\t".join(map(one_line, finding))
+    if problems:
+        raise Refused(f"not sound in {problems} of these: what to do stands beside each problem")
+
+
+def one_line(text: str) -> str:
+    """Text that may quote a damaged file, without what would break the list."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
 def address(text: str) -> str:
     """An address as the log spells it."""
     return str(ipaddress.ip_address(text))
@@ -251,6 +270,7 @@ COMMANDS: dict[str, tuple[Command, tuple[Argument, ...]]] = {
     "users reset": (users_reset, (NAME,)),
     "users delete": (users_delete, (NAME,)),
     "log": (log, LOG_OPTIONS),
+    "doctor": (diagnose, ()),
 }
 
 
@@ -292,6 +312,19 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+def open_for(command: Command, path: str) -> Database:
+    """The database as the command needs it.
+
+    Raises:
+        CannotOpen: it is not there, or cannot be used.
+    """
+    if command is diagnose:  # opening it for good would make, migrate or refuse
+        return ReadOnly(path)
+    if command not in FOUNDERS and not os.path.exists(path):
+        raise CannotOpen(f"there is no database {path}: name it with --db")
+    return Database(path, accept=keystore.require_ours)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = make_parser().parse_args(arguments)
@@ -299,9 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = {"db": options.db} if hasattr(options, "db") else {}
     try:
         config = settings.configure(flags, environ)
-        if options.run not in FOUNDERS and not os.path.exists(config.db):
-            raise CannotOpen(f"there is no database {config.db}: name it with --db")
-        database = Database(config.db, accept=keystore.require_ours)
+        database = open_for(options.run, config.db)
     except (settings.ConfigurationError, CannotOpen) as error:
         tell(f"admin.py: {error}")
         return 2
@@ -312,7 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in options.run(Desk(config, database, environ, sys.stdin), options):
             print(line)
         sys.stdout.flush()
-    except (settings.ConfigurationError, keystore.WrongSecret) as error:
+    except (settings.ConfigurationError, CannotOpen, keystore.WrongSecret) as error:
         tell(f"admin.py: {error}")
         return 2
     except (Refused, accounts.Malformed, accounts.UnknownUser, accounts.Busy, Unavailable) as error:

@@ -10,6 +10,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import admin
+import doctor
 import server
 from settings import Settings
 from tests.support import ROOT
@@ -52,6 +53,15 @@ class TheReadme(unittest.TestCase):
         # Graders walk the folder in order; a .venv/lib64 link before the sources stops some.
         self.assertIn("python3 -m venv venv ", README)
         self.assertNotIn(".venv", README)
+
+
+class TheOperatorsPage(unittest.TestCase):
+    def test_names_every_check_of_the_doctor_in_their_order(self):
+        page = (ROOT / "docs/operations.md").read_text("utf-8")
+        table = page.split("| check | what it looks at |")[1].split("\n\n")[0]
+        first_cells = re.findall(r"(?m)^\| (`.*?`) \|", table)
+        named = re.findall(r"`(\w+)`", " ".join(first_cells))
+        self.assertEqual(named, [*doctor.OUTSIDE, "database", *doctor.INSIDE])
 
 
 class EveryPage(unittest.TestCase):
