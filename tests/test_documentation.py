@@ -12,6 +12,7 @@ from pathlib import Path
 import admin
 import doctor
 import server
+import test_server
 from settings import Settings
 from tests.support import ROOT
 
@@ -62,6 +63,39 @@ class TheOperatorsPage(unittest.TestCase):
         first_cells = re.findall(r"(?m)^\| (`.*?`) \|", table)
         named = re.findall(r"`(\w+)`", " ".join(first_cells))
         self.assertEqual(named, [*doctor.OUTSIDE, "database", *doctor.INSIDE])
+
+
+class TheGradersPage(unittest.TestCase):
+    PAGE = (ROOT / "docs/grading.md").read_text("utf-8")
+
+    def test_has_a_section_for_each_group_and_a_row_for_each_check(self):
+        groups: dict[str, list[str]] = {}
+        for line in self.PAGE.splitlines():
+            if line.startswith("### "):
+                groups[line[4:]] = []
+            elif line.startswith("| `test_"):
+                list(groups.values())[-1].append(line.split("`")[1])
+        found = {
+            name: [check for check in vars(group) if check.startswith("test_")]
+            for name, group in vars(test_server).items()
+            if isinstance(group, type) and issubclass(group, test_server.ServerTest)
+        }
+        del found["ServerTest"]
+        self.assertEqual(groups, found)
+
+    def test_counts_them(self):
+        count = self.PAGE.count("\n| `test_")
+        self.assertIn(
+            f"`Ran {count} tests ... FAILED (failures=4)` is {count - 4} of {count}", self.PAGE
+        )
+
+    def test_its_python_is_a_test_that_passes(self):
+        (code,) = re.findall(r"```python\n(.*?)```", self.PAGE, re.DOTALL)
+        names: dict[str, type[unittest.TestCase]] = {}
+        exec(compile(code, "grading.md", "exec"), names)
+        suite = unittest.defaultTestLoader.loadTestsFromTestCase(names["MyService"])
+        result = unittest.TextTestRunner(io.StringIO()).run(suite)
+        self.assertEqual((result.testsRun, result.wasSuccessful()), (2, True))
 
 
 class EveryPage(unittest.TestCase):
