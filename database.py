@@ -369,26 +369,27 @@ class ReadOnly(Database):
         return [line for (line,) in self.read("PRAGMA quick_check") if line != "ok"]
 
     def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
-        unused = not self._in_use()
-        try:
-            return self._answer(question, unused)
-        except sqlite3.Error:
+        if not self._in_use():
+            # Any other reader makes the files -wal and -shm of a database at rest, and leaves them.
+            try:
+                found, failure = self._answer(question, "immutable=1"), None
+            except sqlite3.Error as error:
+                found, failure = None, error
             # A server that started meanwhile may have changed pages under an unlocked reader.
-            if unused and self._in_use():
-                return self._answer(question, False)
-            raise
+            if not self._in_use():
+                if failure is not None:
+                    raise failure
+                return found  # type: ignore[return-value]
+        return self._answer(question, "mode=ro")
 
-    def _answer(self, question: Callable[[sqlite3.Connection], T], unused: bool) -> T:
-        # Without `immutable`, a reader makes the files -wal and -shm of a database that is at rest,
-        # and leaves them. With it, it would not see what stands in a log that is there.
-        mode = "immutable=1" if unused else "mode=ro"
+    def _answer(self, question: Callable[[sqlite3.Connection], T], mode: str) -> T:
         with contextlib.closing(
             sqlite3.connect(f"{self.path.as_uri()}?{mode}", uri=True, timeout=self._busy_seconds)
         ) as connection:
             return question(connection)
 
     def _in_use(self) -> bool:
-        """Whether others have it open, or were killed: reading as they do then makes no file."""
+        """Whether others have it open, or were killed: then reading as they do makes no file."""
         ends = ("-shm", "-journal")
         return any(os.path.exists(f"{self.path}{end}") for end in ends)
 

@@ -371,16 +371,22 @@ class AReader(TemporaryFolder):
     def test_is_not_fooled_by_a_server_that_starts_while_it_reads(self):
         self.fill()
         reader = ReadOnly(self.path)
-        asked = []
+        for first_answer in (sqlite3.DatabaseError("database disk image is malformed"), "damage"):
+            asked: list[sqlite3.Connection] = []
+            server: list[Database] = []
 
-        def question(connection):
-            asked.append(connection)
-            if len(asked) == 1:
-                self.open_database().read("SELECT 1 FROM users")
-                raise sqlite3.DatabaseError("database disk image is malformed")
-            return connection.execute("SELECT username FROM users").fetchall()
+            def question(connection, asked=asked, server=server, first_answer=first_answer):
+                asked.append(connection)
+                if len(asked) > 1:
+                    return connection.execute("SELECT username FROM users").fetchall()
+                server.append(Database(self.path))
+                if isinstance(first_answer, Exception):
+                    raise first_answer
+                return first_answer
 
-        self.assertEqual(reader._ask(question), [("alice",)])
+            with self.subTest(first_answer=first_answer):
+                self.assertEqual(reader._ask(question), [("alice",)])
+            server[0].close()
 
     def test_reads_a_file_whose_name_has_every_odd_character(self):
         self.path = self.folder / "a?b#c%20 d.db"
