@@ -11,7 +11,8 @@ Rules of this file:
 - A command is one row of `COMMANDS` and one function: parsed arguments and the opened database in,
   lines for standard output out. A running server notices the change with its next request.
 - Lists are lines of fields separated by tabs, a heading first, so that cut and grep can read them.
-- Exit codes: 0 done, 1 refused (the sentence says why), 2 the command line or the configuration.
+- Exit codes: 0 done, 1 refused (the sentence says why) or, of doctor, a problem was found, 2 the
+  command line, the configuration, or a database that cannot be opened.
 - A password is never an argument, which every user of the machine could read: it comes from
   standard input, or is made here and printed once.
 
