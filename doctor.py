@@ -249,13 +249,19 @@ def secret(place: Place) -> Verdict:
     warnings: list[str] = []
     found, _ = find_secret(place, warnings)
     if found is not None:
-        return verdict(warnings, [], "there is one")
+        beside = f"in {place.beside('.secret').name}: who copies both files has the keys"
+        return verdict(warnings, [], "given by NOT_MY_KEY" if is_given(place) else beside)
     if keystore.has_keys(place.database):
         return PROBLEM, (
             f"the keys are sealed and there is no secret to open them: set NOT_MY_KEY as the "
             f"server has it, or put back {place.beside('.secret')}"
         )
     return NOTE, "none yet: the server's start makes one, unless NOT_MY_KEY is set"
+
+
+def is_given(place: Place) -> bool:
+    """Whether the variables say which secret, so that the generated one is not read."""
+    return bool(place.environ.keys() & {"NOT_MY_KEY", "NOT_MY_KEY_FILE"})
 
 
 def find_secret(place: Place, warnings: list[str]) -> tuple[bytes | None, bytes | None]:
@@ -301,8 +307,7 @@ def open_keys(place: Place, said: list[str]) -> keystore.KeyStore | None:
     except keystore.WrongSecret as error:
         unread = place.beside(".secret")
         hint = f"; {unread} is not read while NOT_MY_KEY is set" if unread.exists() else ""
-        given = place.environ.keys() & {"NOT_MY_KEY", "NOT_MY_KEY_FILE"}
-        raise keystore.WrongSecret(f"{error}{hint if given else ''}") from error
+        raise keystore.WrongSecret(f"{error}{hint if is_given(place) else ''}") from error
     return store
 
 

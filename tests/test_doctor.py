@@ -145,6 +145,13 @@ class Files(DoctorTest):
         self.path.chmod(0o640)
         self.assertFinds("files", "problem", "chmod 600 keys.db", environ=self.environ)
 
+    def test_of_the_secret_are_named_with_what_that_means(self):
+        _, report = self.doctor(self.environ)
+        self.assertIn("who copies both files has the keys", report["secret"][1])
+        self.path.unlink()
+        self.make()
+        self.assertEqual(self.doctor()[1]["secret"], ("ok", "given by NOT_MY_KEY"))
+
     def test_of_the_secret_that_others_can_read_is_a_problem(self):
         self.secret.chmod(0o640)
         self.assertFinds("secret", "problem", "chmod 600", "rekey", environ=self.environ)
