@@ -97,6 +97,10 @@ class HashCost(NamedTuple):
     memory_kib: int = 19_456
     lanes: int = 1
 
+    def spelled(self) -> str:
+        """As `--argon2` takes it."""
+        return f"t={self.time},m={self.memory_kib},p={self.lanes}"
+
 
 OWASP_FLOOR = HashCost()
 
@@ -129,6 +133,15 @@ class Logged(NamedTuple):
     address: str
     outcome: str
     user: str | None
+
+
+class Hashes(NamedTuple):
+    """How many of the stored hashes are what."""
+
+    total: int
+    other_cost: int  # of another cost than ours: each is renewed at its user's next login
+    unusable: int  # foreign, or too expensive: no password matches them
+    example: str | None  # the user of one of these
 
 
 class Wanted(NamedTuple):
@@ -532,6 +545,40 @@ class Accounts:
                 "SELECT username, email, date_registered, last_login FROM users ORDER BY username"
             )
         ]
+
+    def hashes(self) -> Hashes:
+        """What the stored hashes are; reads all of them."""
+        # Grouped by algorithm and cost ($argon2id$v=19$m=...,t=...,p=...$), of which there are few.
+        # The column may hold anything: other programs write this table, too.
+        found = self._database.read(
+            "SELECT CASE WHEN hash GLOB '$argon2id$v=19$*' "
+            "THEN substr(hash, 1, 15 + instr(substr(hash, 16), '$')) END AS header, "
+            "count(*), min(username) "
+            "FROM (SELECT CAST(password_hash AS TEXT) AS hash, username FROM users) GROUP BY header"
+        )
+        usable = [row for row in found if row[0] and self._affordable(row[0] + "0")]
+        unusable = [row for row in found if row not in usable]
+        ours = f"$argon2id$v=19$m={self._cost.memory_kib},t={self._cost.time},p={self._cost.lanes}$"
+        return Hashes(
+            sum(count for _, count, _ in found),
+            sum(count for header, count, _ in usable if header != ours),
+            sum(count for _, count, _ in unusable),
+            next((str(name) for _, _, name in unusable), None),
+        )
+
+    def log_extent(self) -> tuple[str, str, int]:
+        """The times of its first and last row, and about how many there are; reads those two."""
+        ends = [
+            self._database.read(
+                "SELECT id, CAST(coalesce(request_timestamp, '') AS TEXT) FROM auth_logs "  # noqa: S608
+                f"ORDER BY id {order} LIMIT 1"
+            )
+            for order in ("ASC", "DESC")
+        ]
+        if not all(ends):
+            return "", "", 0
+        ((first, since),), ((last, until),) = ends
+        return since, until, last - first + 1
 
     def recent_attempts(self, seconds: float) -> list[tuple[str, float]]:
         """Address and age in seconds of the logged attempts of the last `seconds`."""

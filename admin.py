@@ -5,12 +5,14 @@
     python admin.py [--db FILE] rekey [--dry-run] | backup FILE
     python admin.py [--db FILE] [--argon2 COST] users list | add NAME | reset NAME | delete NAME
     python admin.py [--db FILE] log [--follow] [--summary] [--outcome WORD] [--since 1h] ...
+    python admin.py [--db FILE] doctor
 
 Rules of this file:
 - A command is one row of `COMMANDS` and one function: parsed arguments and the opened database in,
   lines for standard output out. A running server notices the change with its next request.
 - Lists are lines of fields separated by tabs, a heading first, so that cut and grep can read them.
-- Exit codes: 0 done, 1 refused (the sentence says why), 2 the command line or the configuration.
+- Exit codes: 0 done, 1 refused (the sentence says why) or, of doctor, a problem was found, 2 the
+  command line, the configuration, or a database that cannot be opened.
 - Names and kids are taken as they stand, with a hyphen in front too: strangers chose them.
 - A password is never an argument, which every user of the machine could read: it comes from
   standard input, or is made here and printed once.
@@ -33,9 +35,10 @@ from typing import Any, Callable, NamedTuple, TextIO
 
 import server  # isort: skip  # first of all: it says in one line which package is missing
 import accounts
+import doctor
 import keystore
 import settings
-from database import CannotOpen, Database, Unavailable
+from database import CannotOpen, Database, ReadOnly, Unavailable
 
 Lines = Iterable[str]
 FOLLOW_SECONDS = 0.5  # between two looks; one costs some microseconds
@@ -211,6 +214,18 @@ def log_rows(desk: Desk, wanted: accounts.Wanted, last: int | None, follow: bool
         time.sleep(FOLLOW_SECONDS)
 
 
+def diagnose(desk: Desk, options: argparse.Namespace) -> Lines:
+    """Say whether this installation is sound, and what to do where it is not; changes nothing."""
+    place = doctor.Place(desk.config, ReadOnly(desk.config.db), desk.environ, time.time())
+    problems = 0
+    yield "check\tstate\tfinding"
+    for finding in doctor.examine(place):
+        problems += finding.state == doctor.PROBLEM
+        yield listed(*finding)
+    if problems:
+        raise Refused(f"not sound in {problems} of these: what to do stands beside each problem")
+
+
 def address(text: str) -> str:
     """An address as the log spells it."""
     return str(ipaddress.ip_address(text))
@@ -267,6 +282,7 @@ COMMANDS: dict[str, tuple[Command, tuple[Argument, ...]]] = {
     "users reset": (users_reset, (NAME,)),
     "users delete": (users_delete, (NAME,)),
     "log": (log, LOG_OPTIONS),
+    "doctor": (diagnose, ()),
 }
 
 
@@ -381,6 +397,19 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+def open_for(command: Command, path: str) -> Database:
+    """The database as the command needs it.
+
+    Raises:
+        CannotOpen: it is not there, or cannot be used.
+    """
+    if command is diagnose:  # opening it for good would make, migrate or refuse
+        return ReadOnly(path)
+    if command not in FOUNDERS and not os.path.exists(path):
+        raise CannotOpen(f"there is no database {path}: name it with --db")
+    return Database(path, accept=settings.require_ours)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = make_parser().parse_args(arguments)
@@ -388,9 +417,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = {name: value for name, value in vars(options).items() if name in FLAGS}
     try:
         config = settings.configure(flags, environ)
-        if options.run not in FOUNDERS and not os.path.exists(config.db):
-            raise CannotOpen(f"there is no database {config.db}: name it with --db")
-        database = Database(config.db, accept=settings.require_ours)
+        database = open_for(options.run, config.db)
     except (settings.ConfigurationError, CannotOpen) as error:
         tell(f"admin.py: {error}")
         return 2
@@ -401,7 +428,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in options.run(Desk(config, database, environ, sys.stdin), options):
             print(line)
         sys.stdout.flush()
-    except (settings.ConfigurationError, keystore.WrongSecret) as error:
+    except (settings.ConfigurationError, CannotOpen, keystore.WrongSecret) as error:
         tell(f"admin.py: {error}")
         return 2
     except (Refused, accounts.Malformed, accounts.UnknownUser, accounts.Busy, Unavailable) as error:
