@@ -7,7 +7,8 @@
 Rules of this file:
 - Unknown user and wrong password cost the same and look the same: one Argon2 verification, against
   the stored hash or against a dummy made with the same parameters.
-- No more hashing at once than there are cores: each takes 19 MiB, and more would only queue.
+- Whoever calls is who hashes: a server has no more threads for that than cores, since each takes
+  19 MiB, which the C library keeps, and more would only take turns.
 - What an unknown user typed as a name is never stored: people type their password there.
 - Names are compared after Unicode NFC; what could be mistaken for another name (control and format
   characters, others that show nothing, odd spaces, a difference in ASCII case only) is not a name.
@@ -18,11 +19,11 @@ SQL on `users`, `auth_logs` and `auth_outcomes`, and argon2, stay in this file.
 from __future__ import annotations
 
 import base64
-import concurrent.futures
 import contextlib
 import hashlib
 import hmac
 import os
+import queue
 import re
 import sqlite3
 import threading
@@ -62,7 +63,6 @@ HASH = re.compile(
 MAX_COST_FACTOR = 4  # a stored hash may cost this many times: an edited row is no lever
 COMMON_COST = 3 * 65_536  # passes x KiB of RFC 9106's second choice, argon2-cffi's default
 MAX_LANES = 16
-HASH_WAIT_SECONDS = 2.0  # for a hashing thread; longer means overload, and the answer is 503
 RECENT_ROWS = 65_536  # read at a start to prime the limiter: as many as it has sources
 PRUNED_ROWS = 100  # in one commit: some milliseconds for which logins wait, on a log of millions
 PRUNE_STEPS = 10  # commits a second: 86 million rows a day, twice what 500 logins a second leave
@@ -184,7 +184,7 @@ class Superseded(Exception):
 
 
 class Busy(Exception):
-    """No core was free to hash in time."""
+    """There is no memory to hash with."""
 
 
 # -- what is a name, an e-mail address, a password
@@ -316,6 +316,23 @@ def write_users(connection: sqlite3.Connection, attempts: Sequence[Attempt]) -> 
     )
 
 
+def write_accounts(
+    connection: sqlite3.Connection, accounts: Sequence[tuple[str | None, ...]]
+) -> dict[int, Exception]:
+    """Write new accounts; returns the places of those whose name or address is taken."""
+    taken: dict[int, Exception] = {}
+    for place, account in enumerate(accounts):
+        try:
+            connection.execute(
+                "INSERT INTO users (username, password_hash, email, date_registered) "
+                "VALUES (?, ?, ?, ?)",
+                account,
+            )
+        except sqlite3.IntegrityError:  # this statement alone is undone
+            taken[place] = NameTaken()
+    return taken
+
+
 def _several(row: str, of: Sized) -> str:
     return ", ".join([row] * len(of))
 
@@ -363,7 +380,6 @@ class Accounts:
         database: Database,
         *,
         cost: HashCost = OWASP_FLOOR,
-        cores: int = os.cpu_count() or 1,
         verified_seconds: float = 0.0,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -373,9 +389,6 @@ class Accounts:
         self._clock = clock
         self._cost = cost
         self._hasher = argon2.PasswordHasher(cost.time, cost.memory_kib, cost.lanes)
-        # Threads of their own, and not only a semaphore: the C library keeps the memory of each
-        # thread that ever hashed.
-        self._hashers = concurrent.futures.ThreadPoolExecutor(cores, "hasher")
         self._dummy = dummy_hash(cost)
         self._verified = Verified(verified_seconds, clock=monotonic)
 
@@ -447,10 +460,13 @@ class Accounts:
 
         self._database.append(write_attempts, attempt, told)
 
-    # -- the operator's commands
+    def new_account(self, name: str, email: str | None, password: str) -> tuple[str | None, ...]:
+        """A row for `insert`.
 
-    def add(self, name: str, email: str | None, password: str) -> None:
-        """Create an account with a given password. Raises as `register` does."""
+        Raises:
+            NameTaken: the name or the address is in use.
+            Busy, Unavailable: not now.
+        """
         # Asked before the hash is paid for, so that taken names are refused cheaply; the unique
         # indexes decide if two come at the same time.
         if self._database.read(
@@ -458,19 +474,23 @@ class Accounts:
             (name, email),
         ):
             raise NameTaken
-        row = (name, self._hash(password), email, utc_text(self._clock()))
+        return name, self._hash(password), email, utc_text(self._clock())
 
-        def insert(connection: sqlite3.Connection) -> None:
-            connection.execute(
-                "INSERT INTO users (username, password_hash, email, date_registered) "
-                "VALUES (?, ?, ?, ?)",
-                row,
-            )
+    def insert(
+        self, account: tuple[str | None, ...], written: Callable[[Exception | None], None]
+    ) -> None:
+        """Create it. Returns at once; `written` is called as by `record`, or with `NameTaken`."""
+        self._database.append(write_accounts, account, written)
 
-        try:
-            self._database.write(insert)
-        except sqlite3.IntegrityError as error:
-            raise NameTaken from error
+    # -- the operator's commands
+
+    def add(self, name: str, email: str | None, password: str) -> None:
+        """Create an account with a given password, on disk. Raises as `new_account` does."""
+        told: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        self.insert(self.new_account(name, email, password), told.put)
+        trouble = told.get()
+        if trouble is not None:
+            raise trouble
 
     def reset(self, name: str) -> str:
         """Give the account a new generated password and return it.
@@ -675,28 +695,17 @@ class Accounts:
 
     def _matches(self, stored_hash: str, password: str) -> bool:
         try:
-            return self._on_a_core(self._hasher.verify, stored_hash, password)
+            return self._hasher.verify(stored_hash, password)
         except (argon2.exceptions.VerifyMismatchError, argon2.exceptions.InvalidHashError):
             return False
         except argon2.exceptions.VerificationError as error:
             raise Busy("no memory to hash with") from error
 
     def _hash(self, password: str) -> str:
-        return self._on_a_core(self._hasher.hash, password)
-
-    def _on_a_core(self, function: Callable[..., T], *arguments: object) -> T:
-        """What the function returns or raises, run by one of the hashing threads.
-
-        Raises:
-            Busy: every one of them was busy with others for too long.
-        """
-        future = self._hashers.submit(function, *arguments)
         try:
-            return future.result(HASH_WAIT_SECONDS)
-        except concurrent.futures.TimeoutError:
-            if future.cancel():  # it had not begun
-                raise Busy("every core is hashing") from None
-            return future.result()
+            return self._hasher.hash(password)
+        except argon2.exceptions.HashingError as error:
+            raise Busy("no memory to hash with") from error
 
     def _affordable(self, stored_hash: object) -> bool:
         """Whether this is an Argon2id hash that we can pay for; anything else matches nothing."""

@@ -5,7 +5,8 @@
 Rules of this file:
 - Threads are made when they are first needed, and stay. They are daemons: one that hangs does not
   hold up the end of the process.
-- Nothing is accepted that could not be run: a full queue says so at once.
+- Nothing is accepted that could not be run: a full queue says so at once, and who has waited in it
+  for too long is told so instead of being served when nobody waits any more.
 - Whatever a `Later` raises becomes its outcome. A thread never dies of one.
 - Where the system ranks threads (Linux), workers rank below the loop: cheap answers go first.
 - A thread need not wait for what follows its part (a commit on disk): `Eventually` has the outcome
@@ -66,17 +67,27 @@ class Later:
 class Workers:
     """`threads` of them at most, and room for `queue_limit` more that wait.
 
+    Who has waited for more than `patience` seconds gets `too_late`, and is not run.
+
     Every method is for one thread alone, the loop's; `finished` is called by the workers, with what
     `submit` got and what came of it.
     """
 
     def __init__(
-        self, threads: int, queue_limit: int, finished: Callable[[Deliver, Outcome], None]
+        self,
+        threads: int,
+        queue_limit: int,
+        finished: Callable[[Deliver, Outcome], None],
+        *,
+        patience: float,
+        too_late: Response,
     ) -> None:
         self._most = threads
         self._limit = threads + queue_limit
         self._finished = finished
-        self._queue: SimpleQueue[tuple[Later, Deliver] | None] = SimpleQueue()
+        self._patience = patience
+        self._too_late = too_late
+        self._queue: SimpleQueue[tuple[Later, Deliver, float] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._unfinished = 0
 
@@ -94,7 +105,7 @@ class Workers:
         if not self._threads:
             return False
         self._unfinished += 1
-        self._queue.put((later, deliver))
+        self._queue.put((later, deliver, time.monotonic() + self._patience))
         return True
 
     def collect(self) -> None:
@@ -118,10 +129,13 @@ class Workers:
 
     def _run(self) -> None:
         step_back()
-        for later, deliver in iter(self._queue.get, None):
+        for later, deliver, until in iter(self._queue.get, None):
             finished = partial(self._finished, deliver)
             try:
-                later.run(finished)
+                if time.monotonic() > until:
+                    finished(self._too_late)
+                else:
+                    later.run(finished)
             except BaseException as failure:
                 finished(failure)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import sqlite3
 import threading
-import time
 import unittest
 from unittest import mock
 
@@ -145,45 +144,17 @@ class Authenticating(AccountsTest):
         self.store_hash(argon2.PasswordHasher().hash("imported"))
         self.assertEqual(self.outcome("alice", "imported"), "alice")
 
-    def test_hashes_on_no_more_threads_than_there_are_cores(self):
-        self.accounts = self.open_accounts(cores=2)
-        running, most, lock = [0], [0], threading.Lock()
-
-        def slow(hasher, stored, password):
-            with lock:
-                running[0] += 1
-                most[0] = max(most[0], running[0])
-            time.sleep(0.02)
-            with lock:
-                running[0] -= 1
-            raise argon2.exceptions.VerifyMismatchError
-
-        with mock.patch.object(argon2.PasswordHasher, "verify", slow):
-            threads = [threading.Thread(target=self.outcome, args=("a", "b")) for _ in range(12)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        self.assertEqual(most[0], 2)
-
-    def test_is_busy_rather_than_waiting_for_ever(self):
-        self.accounts = self.open_accounts(cores=1)
-        hold = threading.Event()
-        self.addCleanup(hold.set)
-        self.accounts._hashers.submit(hold.wait, 10)
-        with mock.patch.object(accounts, "HASH_WAIT_SECONDS", 0.01):
-            self.assertRaises(Busy, self.accounts.authenticate, "a", "b")
-        hold.set()
-        self.assertEqual(self.outcome("a", "b"), "unknown_user")
-
-    def test_waits_for_a_hash_that_has_begun_however_long_it_takes(self):
-        def slow(hasher, stored, password):
-            time.sleep(0.1)
-            raise argon2.exceptions.VerifyMismatchError
-
-        hurried = mock.patch.object(accounts, "HASH_WAIT_SECONDS", 0.01)
-        with hurried, mock.patch.object(argon2.PasswordHasher, "verify", slow):
-            self.assertEqual(self.outcome("a", "b"), "unknown_user")
+    def test_without_memory_to_hash_with_is_busy_and_judges_nobody(self):
+        self.accounts.register("alice", None)
+        for verb, error, call in (
+            ("verify", argon2.exceptions.VerificationError, self.accounts.authenticate),
+            ("hash", argon2.exceptions.HashingError, self.accounts.register),
+        ):
+            failing = error("Memory allocation error")
+            with mock.patch.object(argon2.PasswordHasher, verb, side_effect=failing):
+                self.assertRaises(
+                    Busy, call, "alice" if verb == "verify" else "bob", "b@example.org"
+                )
 
 
 class Remembering(AccountsTest):
