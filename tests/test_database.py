@@ -200,7 +200,7 @@ class Writing(TemporaryFolder):
             with db.announced():  # and nothing comes
                 db.append(lambda connection, rows: None, 2, told.put)
                 self.assertIsNone(told.get(timeout=5))
-        self.assertLessEqual(sum(naps), 0.002)
+        self.assertLessEqual(sum(naps), 0.004)
         self.assertGreater(sum(naps), 0)
 
     def test_an_announcement_ends_with_its_failure(self):
