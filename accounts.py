@@ -7,10 +7,11 @@
 Rules of this file:
 - Unknown user and wrong password cost the same and look the same: one Argon2 verification, against
   the stored hash or against a dummy made with the same parameters.
-- No more hashing at once than there are cores: each takes 19 MiB, and more would only queue.
+- Whoever calls is who hashes: a server has no more threads for that than cores, since each takes
+  19 MiB, which the C library keeps, and more would only take turns.
 - What an unknown user typed as a name is never stored: people type their password there.
 - Names are compared after Unicode NFC; what could be mistaken for another name (control and format
-  characters, odd spaces, a difference in ASCII case only) is not a name.
+  characters, others that show nothing, odd spaces, a difference in ASCII case only) is not a name.
 
 SQL on `users`, `auth_logs` and `auth_outcomes`, and argon2, stay in this file.
 """
@@ -18,12 +19,12 @@ SQL on `users`, `auth_logs` and `auth_outcomes`, and argon2, stay in this file.
 from __future__ import annotations
 
 import base64
-import concurrent.futures
 import contextlib
 import hashlib
 import hmac
 import itertools
 import os
+import queue
 import re
 import sqlite3
 import threading
@@ -31,13 +32,13 @@ import time
 import unicodedata
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from datetime import datetime, timezone
 from typing import Callable, NamedTuple, TypeVar
 
 import argon2
 
-from database import Database
+from database import CannotOpen, Database
 
 T = TypeVar("T")
 
@@ -51,6 +52,12 @@ EMAIL = re.compile(
     r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 )
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # Unicode's category Cc
+# What isprintable() lets through and yet shows nothing: Unicode's Default_Ignorable_Code_Point that
+# are marks or letters, and three that fonts draw blank (braille, Khitan filler, null notehead).
+INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
+    "\U00016fe4\U0001d159\U000e0100-\U000e01ef]"
+)
 HASH = re.compile(
     r"\$argon2id\$v=19\$m=([0-9]{1,8}),t=([0-9]{1,4}),p=([0-9]{1,3})\$[A-Za-z0-9+/$]+"
 )
@@ -60,7 +67,6 @@ COMMON_COST = 3 * COMMON_MEMORY  # passes x KiB of the same
 MAX_LANES = 16
 # A lack of memory or threads, in the words of the C library: its error is all that argon2 tells us.
 EXHAUSTED = {argon2.low_level.error_to_str(code) for code in (-22, -33)}  # argon2.h
-HASH_WAIT_SECONDS = 2.0  # for a hashing thread; longer means overload, and the answer is 503
 # Read at a start to prime the limiter: 500 attempts a second for a minute take 50 ms.
 RECENT_ROWS = 32_768
 PRUNED_ROWS = 100  # in one commit: some milliseconds for which logins wait, on a log of millions
@@ -112,6 +118,10 @@ class HashCost(NamedTuple):
     memory_kib: int = 19_456
     lanes: int = 1
 
+    def spelled(self) -> str:
+        """As `--argon2` takes it."""
+        return f"t={self.time},m={self.memory_kib},p={self.lanes}"
+
 
 OWASP_FLOOR = HashCost()
 
@@ -126,14 +136,14 @@ class User(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """A row for the log; a `new_hash` takes the place of the `old_hash` that was verified."""
+    """A row for the log. `proved` is the stored hash that the password was verified against."""
 
     address: str
     time: str
     user_id: int | None
     outcome: str
-    new_hash: str | None = None
-    old_hash: str | None = None
+    proved: str | None = None
+    new_hash: str | None = None  # takes its place
 
 
 class Logged(NamedTuple):
@@ -144,6 +154,15 @@ class Logged(NamedTuple):
     address: str
     outcome: str
     user: str | None
+
+
+class Hashes(NamedTuple):
+    """How many of the stored hashes are what."""
+
+    total: int
+    other_cost: int  # of another cost than ours: each is renewed at its user's next login
+    unusable: int  # foreign, or too expensive: no password matches them
+    example: str | None  # the user of one of these
 
 
 class Wanted(NamedTuple):
@@ -181,8 +200,12 @@ class InvalidCredentials(Exception):
         self.user_id = user_id
 
 
+class Superseded(Exception):
+    """The password that was verified is no longer that of the account; ask again."""
+
+
 class Busy(Exception):
-    """No core was free to hash in time."""
+    """There is no memory to hash with."""
 
 
 # -- what is a name, an e-mail address, a password
@@ -192,7 +215,7 @@ def checked_name(text: str) -> str:
     """The name in NFC.
 
     Raises:
-        Malformed: not 1 to 64 printable characters, or with spaces or a colon where none may be.
+        Malformed: not 1 to 64 visible characters, or with spaces or a colon where none may be.
     """
     # Bounded before it is normalised: NFC takes a second for 16,000 pairs of combining marks.
     name = unicodedata.normalize("NFC", text) if len(text) <= NFC_GROWTH * MAX_NAME else ""
@@ -202,6 +225,8 @@ def checked_name(text: str) -> str:
     # surrogates, and every space but U+0020.
     if not name.isprintable() or ":" in name:
         raise Malformed("username must consist of printable characters, without a colon")
+    if INVISIBLE.search(name):
+        raise Malformed("username must not hold characters that show nothing")
     if name.strip(" ") != name or "  " in name:
         raise Malformed("username must not begin or end with a space or hold two in a row")
     return name
@@ -241,31 +266,118 @@ def utc_text(seconds: float) -> str:
     return moment.isoformat(" ", "milliseconds")[:23]  # without the offset
 
 
-def write_attempts(connection: sqlite3.Connection, attempts: Sequence[Attempt]) -> None:
-    """Write rows of the log: a statement a table for all that share a commit."""
-    connection.executemany(
-        # A user deleted meanwhile leaves a row without a name.
-        "INSERT INTO auth_logs (request_ip, request_timestamp, user_id) "
-        "VALUES (?, ?, (SELECT id FROM users WHERE id = ?))",
-        [attempt[:3] for attempt in attempts],
+def write_attempts(
+    connection: sqlite3.Connection, attempts: Sequence[Attempt]
+) -> dict[int, Exception]:
+    """Write rows of the log; returns the places of those that were superseded, and not written.
+
+    All that share a commit share a statement a table: each step of a statement lets go of the
+    interpreter, and under load has to win it back.
+    """
+    superseded = find_superseded(connection, attempts)
+    kept = [attempt for place, attempt in enumerate(attempts) if place not in superseded]
+    if kept:
+        write_log(connection, kept)
+        write_users(connection, kept)
+    return superseded
+
+
+def find_superseded(
+    connection: sqlite3.Connection, attempts: Sequence[Attempt]
+) -> dict[int, Exception]:
+    """Whose password was changed since it was verified, or whose account was deleted.
+
+    Nobody else writes within this transaction: what is true here is true at the commit.
+    """
+    proved = {attempt.user_id for attempt in attempts if attempt.proved is not None}
+    current = dict(
+        connection.execute(
+            f"SELECT id, password_hash FROM users WHERE id IN ({_several('?', proved)})",  # noqa: S608
+            [*proved],
+        )
+    )
+    return {
+        place: Superseded()
+        for place, attempt in enumerate(attempts)
+        if attempt.proved is not None and attempt.proved != current.get(attempt.user_id)
+    }
+
+
+def write_log(connection: sqlite3.Connection, attempts: Sequence[Attempt]) -> None:
+    """The attempts and how they ended."""
+    # A user deleted meanwhile leaves a row without a name.
+    rows = _several("(?, ?, (SELECT id FROM users WHERE id = ?))", attempts)
+    connection.execute(
+        f"INSERT INTO auth_logs (request_ip, request_timestamp, user_id) VALUES {rows}",  # noqa: S608
+        [value for attempt in attempts for value in attempt[:3]],
     )
     ((last,),) = connection.execute("SELECT last_insert_rowid()")
     # Nobody else writes within the transaction: the numbers of its rows have no gap.
-    first = last - len(attempts) + 1
-    connection.executemany(
-        "INSERT OR REPLACE INTO auth_outcomes (log_id, outcome) VALUES (?, ?)",
-        [(number, attempt.outcome) for number, attempt in enumerate(attempts, first)],
+    numbered = list(enumerate(attempts, last - len(attempts) + 1))
+    connection.execute(
+        "INSERT OR REPLACE INTO auth_outcomes (log_id, outcome) VALUES "  # noqa: S608
+        + _several("(?, ?)", numbered),
+        [value for number, attempt in numbered for value in (number, attempt.outcome)],
     )
+
+
+def write_users(connection: sqlite3.Connection, attempts: Sequence[Attempt]) -> None:
+    """What a login changes about its account."""
     logins = {a.user_id: a.time for a in attempts if a.outcome == "success"}
+    if logins:
+        connection.execute(
+            f"WITH logins(id, time) AS (VALUES {_several('(?, ?)', logins)}) "  # noqa: S608
+            "UPDATE users SET last_login = (SELECT time FROM logins WHERE logins.id = users.id) "
+            "WHERE id IN (SELECT id FROM logins)",
+            [value for login in logins.items() for value in login],
+        )
     connection.executemany(
-        "UPDATE users SET last_login = ? WHERE id = ?",
-        [(time, user_id) for user_id, time in logins.items()],
+        "UPDATE users SET password_hash = ? WHERE id = ?",
+        [(a.new_hash, a.user_id) for a in attempts if a.new_hash],
     )
-    connection.executemany(
-        # Only over the hash that was verified: a reset in between must win.
-        "UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?",
-        [(a.new_hash, a.user_id, a.old_hash) for a in attempts if a.new_hash],
-    )
+
+
+def write_accounts(
+    connection: sqlite3.Connection, accounts: Sequence[tuple[str | None, ...]]
+) -> dict[int, Exception]:
+    """Write new accounts; returns the places of those whose name or address is taken."""
+    taken: dict[int, Exception] = {}
+    for place, account in enumerate(accounts):
+        try:
+            connection.execute(
+                "INSERT INTO users (username, password_hash, email, date_registered) "
+                "VALUES (?, ?, ?, ?)",
+                account,
+            )
+        except sqlite3.IntegrityError:  # this statement alone is undone
+            taken[place] = NameTaken()
+    return taken
+
+
+def _several(row: str, of: Sized) -> str:
+    return ", ".join([row] * len(of))
+
+
+def require_no_twins(connection: sqlite3.Connection) -> None:
+    """Refuse a file without our indexes in which two accounts would be one for us.
+
+    Raises:
+        CannotOpen: the sentence names them.
+    """
+    known = {row[0] for row in connection.execute("SELECT lower(name) FROM sqlite_master")}
+    for column in ("username", "email") if "users" in known else ():
+        if f"users_{column}_nocase" in known:  # it says there are none, at no cost
+            continue
+        twins = connection.execute(
+            f"SELECT min({column}), max({column}) FROM users WHERE {column} IS NOT NULL "  # noqa: S608
+            f"GROUP BY {column} COLLATE NOCASE HAVING count(*) > 1"
+        ).fetchall()
+        if twins:
+            more = f", as do {len(twins) - 1} more" if len(twins) > 1 else ""
+            raise CannotOpen(
+                f"it has users whose {column} differs in case only, {twins[0][0]!r} and "
+                f"{twins[0][1]!r}{more}: it can be used once one of them is renamed or deleted"
+            )
 
 
 def dummy_hash(cost: HashCost) -> str:
@@ -289,7 +401,6 @@ class Accounts:
         database: Database,
         *,
         cost: HashCost = OWASP_FLOOR,
-        cores: int = os.cpu_count() or 1,
         verified_seconds: float = 0.0,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -299,9 +410,6 @@ class Accounts:
         self._clock = clock
         self._cost = cost
         self._hasher = argon2.PasswordHasher(cost.time, cost.memory_kib, cost.lanes)
-        # Threads of their own, and not only a semaphore: the C library keeps the memory of each
-        # thread that ever hashed.
-        self._hashers = concurrent.futures.ThreadPoolExecutor(cores, "hasher")
         self._dummy = dummy_hash(cost)
         self._verified = Verified(verified_seconds, clock=monotonic)
         # Numbers of rows: prune_log goes on after the first, and found the second to be due.
@@ -321,12 +429,15 @@ class Accounts:
         return password
 
     def authenticate(self, name: str, password: str) -> User:
-        """The account of this name, if this is its password.
+        """The account of this name, if this is its password: at the latest when it is recorded.
 
         Raises:
             InvalidCredentials: unknown name or wrong password, at the same cost.
             Busy, Unavailable: not now.
         """
+        remembered = self._verified.user(name, password)
+        if remembered is not None:  # `record` says if it has changed since
+            return remembered
         rows = self._database.read(
             "SELECT id, username, password_hash FROM users WHERE username = ?", (name,)
         )
@@ -334,8 +445,6 @@ class Accounts:
             self._matches(self._dummy, password)
             raise InvalidCredentials("unknown_user", None)
         user = User(*rows[0])
-        if self._verified.knows(user, password):
-            return user
         stored_hash = user.password_hash if self._affordable(user.password_hash) else self._dummy
         if not self._matches(stored_hash, password) or stored_hash is self._dummy:
             raise InvalidCredentials("bad_password", user.id)
@@ -358,19 +467,29 @@ class Accounts:
         """Log an attempt, and with a success the time of the login. Returns at once.
 
         `written(None)` is called once it is on disk, by the writer thread; with an exception if it
-        could not be written: then no token may leave either.
+        could not be written: then no token may leave either. `Superseded`: authenticate again.
         """
         now = utc_text(self._clock())
-        if isinstance(user, User):
-            attempt = Attempt(address, now, user.id, outcome, user.new_hash, user.password_hash)
-        else:
+        if not isinstance(user, User):
             attempt = Attempt(address, now, user, outcome)
-        self._database.append(write_attempts, attempt, written)
+            self._database.append(write_attempts, attempt, written)
+            return
+        attempt = Attempt(address, now, user.id, outcome, user.password_hash, user.new_hash)
 
-    # -- the operator's commands
+        def told(trouble: Exception | None) -> None:
+            if isinstance(trouble, Superseded):
+                self._verified.forget(user.name)
+            written(trouble)
 
-    def add(self, name: str, email: str | None, password: str) -> None:
-        """Create an account with a given password. Raises as `register` does."""
+        self._database.append(write_attempts, attempt, told)
+
+    def new_account(self, name: str, email: str | None, password: str) -> tuple[str | None, ...]:
+        """A row for `insert`.
+
+        Raises:
+            NameTaken: the name or the address is in use.
+            Busy, Unavailable: not now.
+        """
         # Asked before the hash is paid for, so that taken names are refused cheaply; the unique
         # indexes decide if two come at the same time.
         if self._database.read(
@@ -378,19 +497,23 @@ class Accounts:
             (name, email),
         ):
             raise NameTaken
-        row = (name, self._hash(password), email, utc_text(self._clock()))
+        return name, self._hash(password), email, utc_text(self._clock())
 
-        def insert(connection: sqlite3.Connection) -> None:
-            connection.execute(
-                "INSERT INTO users (username, password_hash, email, date_registered) "
-                "VALUES (?, ?, ?, ?)",
-                row,
-            )
+    def insert(
+        self, account: tuple[str | None, ...], written: Callable[[Exception | None], None]
+    ) -> None:
+        """Create it. Returns at once; `written` is called as by `record`, or with `NameTaken`."""
+        self._database.append(write_accounts, account, written)
 
-        try:
-            self._database.write(insert)
-        except sqlite3.IntegrityError as error:
-            raise NameTaken from error
+    # -- the operator's commands
+
+    def add(self, name: str, email: str | None, password: str) -> None:
+        """Create an account with a given password, on disk. Raises as `new_account` does."""
+        told: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        self.insert(self.new_account(name, email, password), told.put)
+        trouble = told.get()
+        if trouble is not None:
+            raise trouble
 
     def reset(self, name: str) -> str:
         """Give the account a new generated password and return it.
@@ -444,6 +567,19 @@ class Accounts:
         if not self._database.write(lambda connection: connection.execute(sql, values).rowcount):
             raise UnknownUser(f"there is no user {values[-1]!r}")
 
+    def stored_name(self, text: str) -> str:
+        """The name of the account that is meant: as it stands if there is one, else checked.
+
+        Another program's account may have a name that is none for us, and an operator must name it.
+
+        Raises:
+            Malformed: there is no account of this name, nor can there be.
+        """
+        with contextlib.suppress(UnicodeEncodeError):  # not a text: no parameter of a statement
+            if self._database.read("SELECT 1 FROM users WHERE username = ?", (text,)):
+                return text
+        return checked_name(text)
+
     def users(self) -> list[tuple[str, str | None, str, str | None]]:
         """Name, e-mail, registration and last login of every account, by name."""
         return [
@@ -452,6 +588,40 @@ class Accounts:
                 "SELECT username, email, date_registered, last_login FROM users ORDER BY username"
             )
         ]
+
+    def hashes(self) -> Hashes:
+        """What the stored hashes are; reads all of them."""
+        # Grouped by algorithm and cost ($argon2id$v=19$m=...,t=...,p=...$), of which there are few.
+        # The column may hold anything: other programs write this table, too.
+        found = self._database.read(
+            "SELECT CASE WHEN hash GLOB '$argon2id$v=19$*' "
+            "THEN substr(hash, 1, 15 + instr(substr(hash, 16), '$')) END AS header, "
+            "count(*), min(username) "
+            "FROM (SELECT CAST(password_hash AS TEXT) AS hash, username FROM users) GROUP BY header"
+        )
+        usable = [row for row in found if row[0] and self._affordable(row[0] + "0")]
+        unusable = [row for row in found if row not in usable]
+        ours = f"$argon2id$v=19$m={self._cost.memory_kib},t={self._cost.time},p={self._cost.lanes}$"
+        return Hashes(
+            sum(count for _, count, _ in found),
+            sum(count for header, count, _ in usable if header != ours),
+            sum(count for _, count, _ in unusable),
+            next((str(name) for _, _, name in unusable), None),
+        )
+
+    def log_extent(self) -> tuple[str, str, int]:
+        """The times of its first and last row, and about how many there are; reads those two."""
+        ends = [
+            self._database.read(
+                "SELECT id, CAST(coalesce(request_timestamp, '') AS TEXT) FROM auth_logs "  # noqa: S608
+                f"ORDER BY id {order} LIMIT 1"
+            )
+            for order in ("ASC", "DESC")
+        ]
+        if not all(ends):
+            return "", "", 0
+        ((first, since),), ((last, until),) = ends
+        return since, until, last - first + 1
 
     def recent_attempts(self, seconds: float) -> list[tuple[str, list[float]]]:
         """Each address of the log, and the ages of its attempts of the last `seconds`, in seconds.
@@ -482,6 +652,11 @@ class Accounts:
             if len(page) < LOG_PAGE:
                 return
             after = page[-1][0]
+
+    def newest_number(self) -> int:
+        """The number of the newest row, 0 if there is none."""
+        ((newest,),) = self._database.read("SELECT coalesce(max(id), 0) FROM auth_logs")
+        return int(newest)
 
     def before_last(self, wanted: Wanted, count: int) -> int:
         """The number after which `log` yields the last `count` rows."""
@@ -539,7 +714,7 @@ class Accounts:
 
     def _matches(self, stored_hash: str, password: str) -> bool:
         try:
-            return self._on_a_core(self._hasher.verify, stored_hash, password)
+            return self._hasher.verify(stored_hash, password)
         except argon2.exceptions.VerifyMismatchError:
             return False
         except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError) as error:
@@ -549,21 +724,10 @@ class Accounts:
         return stored_hash is not self._dummy and self._matches(self._dummy, password)
 
     def _hash(self, password: str) -> str:
-        return self._on_a_core(self._hasher.hash, password)
-
-    def _on_a_core(self, function: Callable[..., T], *arguments: object) -> T:
-        """What the function returns or raises, run by one of the hashing threads.
-
-        Raises:
-            Busy: every one of them was busy with others for too long.
-        """
-        future = self._hashers.submit(function, *arguments)
         try:
-            return future.result(HASH_WAIT_SECONDS)
-        except concurrent.futures.TimeoutError:
-            if future.cancel():  # it had not begun
-                raise Busy("every core is hashing") from None
-            return future.result()
+            return self._hasher.hash(password)
+        except argon2.exceptions.HashingError as error:
+            raise Busy("no memory to hash with") from error
 
     def _affordable(self, stored_hash: object) -> bool:
         """Whether this is an Argon2id hash that we can pay for; anything else matches nothing."""
@@ -582,8 +746,9 @@ class Verified:
     """Passwords that Argon2 verified a while ago, so that the same login need not pay again.
 
     Holds no password: a keyed BLAKE2b under a key that dies with the process, over the password and
-    the stored hash it matched. A reset or a deletion, by whichever process, changes the stored hash
-    and so ends the entry. A wrong password is never found here and always pays for Argon2.
+    the stored hash it matched. A wrong password is never found here and always pays for Argon2. A
+    reset or a deletion, by whichever process, is noticed where the login is written down: in the
+    transaction that would acknowledge it.
     """
 
     def __init__(self, seconds: float, *, clock: Callable[[], float]) -> None:
@@ -591,29 +756,34 @@ class Verified:
         self._seconds = seconds
         self._clock = clock
         self._key = os.urandom(64)
-        self._lock = threading.Lock()  # guards _entries
-        self._entries: OrderedDict[int, tuple[bytes, float]] = OrderedDict()
+        self._lock = threading.Lock()  # guards the order of _entries and their number
+        self._entries: OrderedDict[str, tuple[User, bytes, float]] = OrderedDict()
 
-    def knows(self, user: User, password: str) -> bool:
-        """Whether exactly this password was verified against the hash the user has now."""
-        if not self._seconds:
-            return False
-        entry = self._entries.get(user.id)
-        if entry is None or self._clock() >= entry[1]:
-            return False
-        return hmac.compare_digest(entry[0], self._digest(user, password))
+    def user(self, name: str, password: str) -> User | None:
+        """The account as it was when exactly this password was verified, if that is known."""
+        entry = self._entries.get(name)
+        if entry is None or self._clock() >= entry[2]:
+            return None
+        user, digest, _ = entry
+        return user if hmac.compare_digest(digest, self._digest(user, password)) else None
 
     def remember(self, user: User, password: str) -> None:
         """Note that Argon2 has just verified it; the oldest entry makes room."""
         if not self._seconds:
             return
         with self._lock:
-            self._entries.pop(user.id, None)
-            self._entries[user.id] = self._digest(user, password), self._clock() + self._seconds
+            self._entries.pop(user.name, None)
+            entry = user, self._digest(user, password), self._clock() + self._seconds
+            self._entries[user.name] = entry
             if len(self._entries) > VERIFIED_ENTRIES:
                 self._entries.popitem(last=False)
 
+    def forget(self, name: str) -> None:
+        """The account has changed."""
+        with self._lock:
+            self._entries.pop(name, None)
+
     def _digest(self, user: User, password: str) -> bytes:
         # A stored hash holds no NUL and is hashed first: no other pair gives the same bytes.
-        bound = f"{user.password_hash}\0{password}".encode(errors="surrogateescape")
+        bound = f"{user.password_hash}\0{password}".encode()
         return hashlib.blake2b(bound, key=self._key, digest_size=32).digest()

@@ -3,14 +3,17 @@
 
     python admin.py [--db FILE] keys list | rotate [--now] | revoke KID | export
     python admin.py [--db FILE] rekey [--dry-run] | backup FILE
-    python admin.py [--db FILE] users list | add NAME | reset NAME | delete NAME
+    python admin.py [--db FILE] [--argon2 COST] users list | add NAME | reset NAME | delete NAME
     python admin.py [--db FILE] log [--follow] [--summary] [--outcome WORD] [--since 1h] ...
+    python admin.py [--db FILE] doctor
 
 Rules of this file:
 - A command is one row of `COMMANDS` and one function: parsed arguments and the opened database in,
   lines for standard output out. A running server notices the change with its next request.
 - Lists are lines of fields separated by tabs, a heading first, so that cut and grep can read them.
-- Exit codes: 0 done, 1 refused (the sentence says why), 2 the command line or the configuration.
+- Exit codes: 0 done, 1 refused (the sentence says why) or, of doctor, a problem was found, 2 the
+  command line, the configuration, or a database that cannot be opened.
+- Names and kids are taken as they stand, with a hyphen in front too: strangers chose them.
 - A password is never an argument, which every user of the machine could read: it comes from
   standard input, or is made here and printed once.
 
@@ -28,13 +31,14 @@ import re
 import sys
 import time
 from collections.abc import Iterable, MutableMapping, Sequence
-from typing import Callable, NamedTuple, TextIO
+from typing import Any, Callable, NamedTuple, TextIO
 
 import server  # isort: skip  # first of all: it says in one line which package is missing
 import accounts
+import doctor
 import keystore
 import settings
-from database import CannotOpen, Database, Unavailable
+from database import CannotOpen, Database, ReadOnly, Unavailable
 
 Lines = Iterable[str]
 FOLLOW_SECONDS = 0.5  # between two looks; one costs some microseconds
@@ -128,7 +132,7 @@ def users_list(desk: Desk, options: argparse.Namespace) -> Lines:
     """Every account, by name."""
     yield "username\temail\tregistered\tlast login"
     for name, email, registered, last_login in desk.accounts().users():
-        yield f"{name}\t{email or '-'}\t{registered}\t{last_login or 'never'}"
+        yield listed(name, email or "-", registered, last_login or "never")
 
 
 def users_add(desk: Desk, options: argparse.Namespace) -> Lines:
@@ -140,29 +144,38 @@ def users_add(desk: Desk, options: argparse.Namespace) -> Lines:
             return [desk.accounts().register(name, email)]
         if desk.stdin is None:
             raise Refused("standard input is closed: there is no password to read")
-        password = desk.stdin.read(accounts.MAX_PASSWORD + 2)
-        # One line end is the terminal's, not the password's.
-        password = password[:-1] if password.endswith("\n") else password
+        password = given_password(desk.stdin)
         desk.accounts().add(name, email, accounts.checked_password(password))
     except accounts.NameTaken:
         raise Refused("the name or the e-mail address is taken") from None
     return []
 
 
+def given_password(stdin: TextIO) -> str:
+    """What standard input holds, without the line end that is the terminal's."""
+    try:
+        password = stdin.read(accounts.MAX_PASSWORD + 2)
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"the password could not be read: {error}") from None
+    return password[:-1] if password.endswith("\n") else password
+
+
 def users_reset(desk: Desk, options: argparse.Namespace) -> Lines:
     """Give an account a new generated password and print it; the old one ends at once."""
-    return [desk.accounts().reset(accounts.checked_name(options.name))]
+    users = desk.accounts()
+    return [users.reset(users.stored_name(options.name))]
 
 
 def users_delete(desk: Desk, options: argparse.Namespace) -> Lines:
     """Delete an account. Tokens it holds stay valid until they expire."""
-    desk.accounts().delete(accounts.checked_name(options.name))
+    users = desk.accounts()
+    users.delete(users.stored_name(options.name))
     return []
 
 
 def log(desk: Desk, options: argparse.Namespace) -> Lines:
     """Show the attempts to log in, oldest first; with --summary their number by address."""
-    user = None if options.user is None else accounts.checked_name(options.user)
+    user = None if options.user is None else desk.accounts().stored_name(options.user)
     wanted = accounts.Wanted(options.outcome, options.address, user, options.since)
     if options.summary and (options.follow or options.last):
         raise Refused("--summary counts what is there: leave out --follow and --last")
@@ -175,7 +188,7 @@ def log_summary(users: accounts.Accounts, wanted: accounts.Wanted) -> Lines:
     """How many attempts there were by address and outcome, the most first."""
     yield "address\toutcome\tattempts\tfirst\tlast"
     for row in users.log_summary(wanted):
-        yield "\t".join(map(str, row))
+        yield listed(*row)
 
 
 def log_rows(desk: Desk, wanted: accounts.Wanted, last: int | None, follow: bool) -> Lines:
@@ -186,13 +199,31 @@ def log_rows(desk: Desk, wanted: accounts.Wanted, last: int | None, follow: bool
     while True:
         # Looked at before the rows are: what is added meanwhile changes the next stamp.
         seen, stamp = stamp, desk.database.stamp()
-        for row in users.log(wanted, after) if stamp != seen else ():
-            after = row.number
-            yield f"{row.time}\t{row.address}\t{row.outcome}\t{row.user or '-'}"
+        if stamp != seen:
+            newest = users.newest_number()
+            # Somebody emptied the log, and its numbers may have begun anew.
+            after = after if after <= newest else 0
+            for row in users.log(wanted, after):
+                after = row.number
+                yield listed(row.time, row.address, row.outcome, row.user)
+            # Rows that are not wanted are not looked at again: the log may have millions.
+            after = max(after, newest)
         if not follow:
             return
         sys.stdout.flush()
         time.sleep(FOLLOW_SECONDS)
+
+
+def diagnose(desk: Desk, options: argparse.Namespace) -> Lines:
+    """Say whether this installation is sound, and what to do where it is not; changes nothing."""
+    place = doctor.Place(desk.config, ReadOnly(desk.config.db), desk.environ, time.time())
+    problems = 0
+    yield "check\tstate\tfinding"
+    for finding in doctor.examine(place):
+        problems += finding.state == doctor.PROBLEM
+        yield listed(*finding)
+    if problems:
+        raise Refused(f"not sound in {problems} of these: what to do stands beside each problem")
 
 
 def address(text: str) -> str:
@@ -251,18 +282,71 @@ COMMANDS: dict[str, tuple[Command, tuple[Argument, ...]]] = {
     "users reset": (users_reset, (NAME,)),
     "users delete": (users_delete, (NAME,)),
     "log": (log, LOG_OPTIONS),
+    "doctor": (diagnose, ()),
 }
 
 
+DONE: dict[Command, str] = {  # what cannot be asked again, and what to do if it was not read
+    users_add: "the account is made: users reset gives it another password",
+    users_reset: "the old password has ended: run the command again",
+    keys_rotate: "the key is made: keys list names it",
+    keys_revoke: "the key is deleted: keys list names what there is",
+}
+FLAGS = ("db", "argon2")  # the settings that it shares with the server
 FOUNDERS = (users_add, keys_rotate)  # may make the database; to the others its absence is a slip
+AS_IT_STANDS = {"kid", "name", "--user", "--email"}  # arguments that may begin with a hyphen
+
+
+class CommandParser(settings.Parser):
+    """The parser of one command."""
+
+    arguments: tuple[Argument, ...] = ()
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """As argparse does; but what is none of the options is taken as it stands."""
+        words = list(args or ())
+        if AS_IT_STANDS & {argument.name for argument in self.arguments}:
+            words = told_apart(words, self.arguments)
+        return super().parse_known_args(words, namespace)
+
+
+def told_apart(words: Sequence[str], arguments: tuple[Argument, ...]) -> list[str]:
+    """The options first, their values joined to them, and whatever else they are told from.
+
+    argparse takes all that begins with a hyphen for an option, and the name `-hello` for `-h`.
+    """
+    options = {a.name: "action" not in a.options for a in arguments if a.name.startswith("--")}
+    options["--help"] = False
+    found: list[str] = []
+    operands: list[str] = []
+    value_due = False
+    for place, word in enumerate(words):
+        flag = word.partition("=")[0]
+        # argparse takes the beginning of an option for the whole of it.
+        named = [option for option in options if len(flag) > 2 and option.startswith(flag)]
+        if word == "--":
+            operands.extend(words[place + 1 :])
+            break
+        if named or word == "-h":
+            found.append(word)
+        elif value_due:
+            found[-1] += f"={word}"
+        else:
+            operands.append(word)
+        value_due = flag == word and len(named) == 1 and options[named[0]]
+    return [*found, "--", *operands] if operands else found
 
 
 def make_parser() -> settings.Parser:
     """The command line that the table describes."""
     parser = settings.Parser(prog="admin.py", description=(__doc__ or "").split("\n\n")[0])
-    settings.add_settings(parser, ("db",))
-    groups: dict[str, argparse._SubParsersAction[settings.Parser]] = {
-        "": parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
+    settings.add_settings(parser, FLAGS)
+    groups: dict[str, argparse._SubParsersAction[CommandParser]] = {
+        "": parser.add_subparsers(
+            metavar="COMMAND", required=True, dest="command", parser_class=CommandParser
+        )
     }
     for words, (command, arguments) in COMMANDS.items():
         group, _, verb = words.rpartition(" ")
@@ -274,9 +358,30 @@ def make_parser() -> settings.Parser:
             verb, prog=f"admin.py {words}", help=help_text, description=help_text
         )
         leaf.set_defaults(run=command)
+        leaf.arguments = arguments
         for argument in arguments:
             leaf.add_argument(argument.name, **argument.options)  # type: ignore[arg-type]
     return parser
+
+
+def listed(*fields: object) -> str:
+    """A line of a list. Other programs write the tables, too: none of its fields may break it."""
+    return "\t".join("-" if field is None else escaped(str(field)) for field in fields)
+
+
+def escaped(text: str) -> str:
+    """The text; what a terminal would obey or nobody would see, as a shell's $'...' reads it."""
+    if text.isprintable() and not accounts.INVISIBLE.search(text):
+        return text
+    return "".join(
+        char if char.isprintable() and not accounts.INVISIBLE.match(char) else code_point(char)
+        for char in text
+    )
+
+
+def code_point(char: str) -> str:
+    """Its number."""
+    return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"
 
 
 def shown_time(seconds: object) -> str:
@@ -292,16 +397,27 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+def open_for(command: Command, path: str) -> Database:
+    """The database as the command needs it.
+
+    Raises:
+        CannotOpen: it is not there, or cannot be used.
+    """
+    if command is diagnose:  # opening it for good would make, migrate or refuse
+        return ReadOnly(path)
+    if command not in FOUNDERS and not os.path.exists(path):
+        raise CannotOpen(f"there is no database {path}: name it with --db")
+    return Database(path, accept=settings.require_ours)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = make_parser().parse_args(arguments)
     environ = server.environment()
-    flags = {"db": options.db} if hasattr(options, "db") else {}
+    flags = {name: value for name, value in vars(options).items() if name in FLAGS}
     try:
         config = settings.configure(flags, environ)
-        if options.run not in FOUNDERS and not os.path.exists(config.db):
-            raise CannotOpen(f"there is no database {config.db}: name it with --db")
-        database = Database(config.db, accept=keystore.require_ours)
+        database = open_for(options.run, config.db)
     except (settings.ConfigurationError, CannotOpen) as error:
         tell(f"admin.py: {error}")
         return 2
@@ -312,18 +428,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in options.run(Desk(config, database, environ, sys.stdin), options):
             print(line)
         sys.stdout.flush()
-    except (settings.ConfigurationError, keystore.WrongSecret) as error:
+    except (settings.ConfigurationError, CannotOpen, keystore.WrongSecret) as error:
         tell(f"admin.py: {error}")
         return 2
     except (Refused, accounts.Malformed, accounts.UnknownUser, accounts.Busy, Unavailable) as error:
         tell(f"admin.py: {error}")
         return 1
-    except (KeyboardInterrupt, BrokenPipeError):
-        # How `log --follow` ends, and whatever `head` has read enough of.
-        discard_output()
+    except KeyboardInterrupt:
+        discard_output()  # how `log --follow` ends
     except OSError as error:
-        tell(f"admin.py: the output could not be written: {error}; run the command again")
         discard_output()
+        if isinstance(error, BrokenPipeError) and options.run not in DONE:
+            return 0  # `head` has read enough
+        advice = DONE.get(options.run, "run the command again")
+        tell(f"admin.py: the output could not be written: {error}; {advice}")
         return 1
     finally:
         database.close()

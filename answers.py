@@ -139,7 +139,7 @@ FAILURES: dict[type[Exception], Callable[[Exception], Response]] = {
     credentials.UnsupportedMediaType: refuse_media_type,
     accounts.Malformed: refuse_malformed,
     accounts.NameTaken: constant(409, "already_registered", "The name or e-mail address is taken."),
-    accounts.Busy: constant(503, "busy", "Every core is hashing; try again.", RETRY_SOON),
+    accounts.Busy: constant(503, "busy", "There is no memory to hash with; try again.", RETRY_SOON),
     Unauthorized: refuse_unauthorized,
     keystore.NoSigningKey: constant(404, "no_key", "No usable key exists.", NO_STORE),
     Unavailable: constant(

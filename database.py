@@ -25,15 +25,17 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import sqlite3
+import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from time import sleep
 from typing import Any, Callable, NamedTuple, TypeVar, Union
 
 T = TypeVar("T")
-WriteRows = Callable[[sqlite3.Connection, list[Any]], None]
+WriteRows = Callable[[sqlite3.Connection, list[Any]], Union[Mapping[int, Exception], None]]
 Accept = Callable[[sqlite3.Connection], None]
 Written = Callable[[Union[Exception, None]], None]
 File = tuple[str, tuple[int, int]]  # a name, and the device and inode that it led to at the start
@@ -41,11 +43,12 @@ File = tuple[str, tuple[int, int]]  # a name, and the device and inode that it l
 BUSY_SECONDS = 5.0  # how long another process may hold the write lock before we answer 503
 BRIEFLY_SECONDS = 0.1  # the same once it has held it for that long
 BATCH_JOBS = 256  # jobs in one commit at the most: bounds how long the first of them waits
-# A row waits 2 ms at the most for those announced, a step at a time: seven share a commit then at
-# 3,500 logins a second, where each had its own and cost a third more (docs/decisions.md).
-GATHER_STEPS, GATHER_STEP_SECONDS = 4, 0.0005
+# A row waits 4 ms at the most for those announced: at 4,000 logins a second sixteen share a commit,
+# where each had nearly one of its own, and each commit wakes four threads.
+GATHER_STEPS, GATHER_STEP_SECONDS = 4, 0.001
 SCHEMA = Path(__file__).with_name("schema.sql")
 MIGRATIONS = (SCHEMA,)  # the script at place n turns PRAGMA user_version n into n + 1
+SCHEMA_VERSION = len(MIGRATIONS)
 
 # The tables that other programs read with us; a file with other columns in them is not ours.
 COLUMNS = {
@@ -80,10 +83,7 @@ class Database:
         Raises:
             CannotOpen: it is not a database, not ours, from a newer version, or not writable.
         """
-        try:
-            self.path = Path(path).absolute()
-        except OSError as error:
-            raise CannotOpen(f"cannot find {path}: the current directory is gone") from error
+        self.path = _absolute(path)
         self._busy_seconds = self._patience = busy_seconds
         self._local = threading.local()
         self._readers: list[sqlite3.Connection] = []
@@ -134,8 +134,11 @@ class Database:
     def append(self, write_rows: WriteRows, row: Any, written: Written) -> None:
         """Have `row` written by `write_rows(connection, rows)`: one call for all that wait.
 
-        Returns at once. `written(None)` is called once the row is on disk, `written(error)` if the
-        rows could not be written: on the writer thread, so that it must neither block nor raise.
+        It may return those that it refused, by their place in the list, each with the reason.
+
+        Returns at once. `written(None)` is called once the row is on disk, `written(error)` if it
+        was refused or the rows could not be written: on the writer thread, so that it must neither
+        block nor raise.
         """
         with self._lock:
             if not self._closed:
@@ -160,7 +163,7 @@ class Database:
         Raises:
             Unavailable: it does not.
         """
-        self.write(lambda connection: connection.execute(f"PRAGMA user_version={len(MIGRATIONS)}"))
+        self.write(lambda connection: connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}"))
 
     def stamp(self) -> object:
         """A value that differs from an earlier one on this thread if the file changed in between.
@@ -220,9 +223,7 @@ class Database:
             check_same_thread=False,
         )
         connection.execute("PRAGMA foreign_keys=ON")
-        # Text of another program need not be UTF-8. SQLite's module would refuse the whole SELECT,
-        # and quote the value in the message: it may be a password's hash.
-        connection.text_factory = lambda octets: octets.decode("utf-8", "surrogateescape")
+        connection.text_factory = _text
         return connection
 
     def _reader(self) -> sqlite3.Connection:
@@ -267,11 +268,11 @@ class Database:
             except Exception as error:  # MemoryError: this thread must outlive it
                 _fail(batch, _failure(error))
             else:
-                self._answer(jobs)
+                self._settle(jobs)
             if batch[-1] is None:
                 return
 
-    def _answer(self, jobs: list[_Job]) -> None:
+    def _settle(self, jobs: list[_Job]) -> None:
         try:
             if jobs:
                 self._commit(jobs)
@@ -347,6 +348,101 @@ class Database:
         self._writer.execute("RELEASE job")
 
 
+class ReadOnly(Database):
+    """The same file for who only looks: nothing is made, migrated or written, not even by SQLite.
+
+    `write` and `append` refuse. Nothing is opened before the first question, and each has its own
+    connection, so that a server may start or stop in between.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """`path` need not exist.
+
+        Raises:
+            CannotOpen: it is relative to a directory that is gone.
+        """
+        self.path = _absolute(path)
+        self._busy_seconds = BUSY_SECONDS
+        self._lock = threading.Lock()
+        self._closed = True  # to writers
+
+    def read(self, sql: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a SELECT.
+
+        Raises:
+            Unavailable: SQLite could not read the file.
+        """
+        try:
+            return self._ask(lambda connection: connection.execute(sql, parameters).fetchall())
+        except sqlite3.Error as error:
+            raise Unavailable(f"cannot read {self.path.name}: {error}") from error
+
+    def require_ours(self, accept: Accept) -> None:
+        """Look for what opening it for good looks for before it writes.
+
+        Raises:
+            CannotOpen: it is not a database, not ours, or from a newer version.
+        """
+        try:
+            if not stat.S_ISREG(os.stat(self.path).st_mode):
+                raise CannotOpen("it is not a file")
+            if not os.access(self.path, os.R_OK):
+                raise CannotOpen("this user may not read it")
+            self._ask(lambda connection: _require_ours(connection, accept))
+        except FileNotFoundError as error:
+            raise CannotOpen(f"there is no database {self.path}: name it with --db") from error
+        except (OSError, sqlite3.Error, CannotOpen) as error:
+            raise CannotOpen(_why_not(self.path, error)) from error
+
+    def schema(self) -> tuple[int, list[str]]:
+        """Its version, and those of its tables that are missing.
+
+        Raises:
+            Unavailable: SQLite could not read the file.
+        """
+        names = {name for (name,) in self.read("SELECT name FROM sqlite_master")}
+        wanted = re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", SCHEMA.read_text("utf-8"))
+        ((version,),) = self.read("PRAGMA user_version")
+        return version, [name for name in wanted if name not in names]
+
+    def damage(self) -> list[str]:
+        """What SQLite finds wrong on any page of the file; reads all of it.
+
+        Raises:
+            Unavailable: SQLite could not read the file.
+        """
+        return [line for (line,) in self.read("PRAGMA quick_check") if line != "ok"]
+
+    def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
+        if not self._in_use():
+            # Any other reader makes the files -wal and -shm of a database at rest, and leaves them.
+            try:
+                found, failure = self._answer(question, "immutable=1"), None
+            except sqlite3.Error as error:
+                found, failure = None, error
+            # A server that started meanwhile may have changed pages under an unlocked reader.
+            if not self._in_use():
+                if failure is not None:
+                    raise failure
+                return found  # type: ignore[return-value]
+        return self._answer(question, "mode=ro")
+
+    def _answer(self, question: Callable[[sqlite3.Connection], T], mode: str) -> T:
+        with contextlib.closing(
+            sqlite3.connect(f"{self.path.as_uri()}?{mode}", uri=True, timeout=self._busy_seconds)
+        ) as connection:
+            connection.text_factory = _text
+            return question(connection)
+
+    def _in_use(self) -> bool:
+        """Whether others have it open, or were killed: then reading as they do makes no file."""
+        ends = ("-shm", "-journal")
+        return any(os.path.exists(f"{self.path}{end}") for end in ends)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 class _Job:
     """A function to run on the writer thread, and the place where its outcome is put."""
 
@@ -384,10 +480,11 @@ class _Rows(_Job):
 
     def finish(self) -> None:
         """The outcome is there: tell everybody whose row it was."""
-        for written in self._written:
+        refused = self.result or {}
+        for place, written in enumerate(self._written):
             # A defect in one of them must not end the thread that everybody else waits for.
             with contextlib.suppress(Exception):
-                written(self.error)
+                written(self.error or refused.get(place))
 
 
 def _gather(batch: list[_Job | _Row | None]) -> list[_Job]:
@@ -421,6 +518,19 @@ def _as_unavailable(error: Exception) -> Exception:
     if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError):
         return Unavailable(str(error))
     return error
+
+
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(path).absolute()
+    except OSError as error:
+        raise CannotOpen(f"cannot find {path}: the current directory is gone") from error
+
+
+def _text(octets: bytes) -> str:
+    # What another program wrote need not be UTF-8. Python's module would refuse the whole SELECT,
+    # and quote the value in the message: it may be a password's hash.
+    return octets.decode("utf-8", "surrogateescape")
 
 
 def _create_private(path: Path) -> None:
@@ -465,21 +575,27 @@ def _prepared(connection: sqlite3.Connection, accept: Accept) -> sqlite3.Connect
 
 def _prepare(connection: sqlite3.Connection, accept: Accept) -> None:
     """WAL, durability, schema. Nothing is written to a file that turns out not to be ours."""
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version > len(MIGRATIONS):
-        raise CannotOpen(f"its schema has version {version}, newer than this program knows")
-    _require_our_columns(connection)
-    accept(connection)
+    version = _require_ours(connection, accept)
     if connection.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
         raise CannotOpen("its file system cannot hold a write-ahead log; use a local disk")
     connection.execute("PRAGMA synchronous=FULL")  # an fsync a commit: acknowledged means on disk
-    if version < len(MIGRATIONS):
+    if version < SCHEMA_VERSION:
         _migrate(connection)
     # Only the small table without which nothing works: a check of everything would make the start
     # as slow as the log is long. `admin.py doctor` reads the whole file.
     damage = connection.execute("PRAGMA quick_check(keys)").fetchone()[0]
     if damage != "ok":
         raise CannotOpen(f"the table keys is damaged ({damage}); restore a backup")
+
+
+def _require_ours(connection: sqlite3.Connection, accept: Accept) -> int:
+    """The version of its schema, unless the file is not ours or from a newer program."""
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > SCHEMA_VERSION:
+        raise CannotOpen(f"its schema has version {version}, newer than this program knows")
+    _require_our_columns(connection)
+    accept(connection)
+    return version
 
 
 def _require_our_columns(connection: sqlite3.Connection) -> None:
@@ -500,7 +616,7 @@ def _migrate(connection: sqlite3.Connection) -> None:
         for script in MIGRATIONS[version:]:
             for statement in _statements(script.read_text(encoding="utf-8")):
                 connection.execute(statement)
-        connection.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
+        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:

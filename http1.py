@@ -21,6 +21,7 @@ dropped), percent-decoding, and everything about meaning: routes and methods are
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable
@@ -145,34 +146,33 @@ class Response:
         self.status = status
         self.headers = tuple(headers)
         self.body = b"" if status in BODILESS else body
-        self._front = b""
+        length = b"" if status in BODILESS else b"Content-Length: %d\r\n" % len(body)
+        # Everything before the value of `Date`, the one thing that differs between two copies.
+        self._front = b"".join((spelled(status, self.headers), length, b"Date: "))
         self._last = (b"", b"")  # a tail, and the octets with it: one tuple, so never two halves
-        for name, value in self.headers:
-            if not FIELD_NAME.fullmatch(name) or name.lower() in SERVER_FIELDS:
-                raise ValueError(f"not a response field to set: {name!r}")
-            if UNSAFE.search(value):
-                raise ValueError(f"CR, LF or NUL in the value of {name}")
-            value.encode("latin-1")  # UnicodeEncodeError is a ValueError
-
-    def front(self) -> bytes:
-        """Everything before the value of `Date`, the one thing that differs between two copies."""
-        lines = [f"HTTP/1.1 {self.status} {phrase(self.status)}", f"Server: {PRODUCT}"]
-        lines += [f"{name}: {value}" for name, value in self.headers]
-        lines.append("X-Content-Type-Options: nosniff")
-        if self.status not in BODILESS:
-            lines.append(f"Content-Length: {len(self.body)}")
-        lines.append("Date: ")
-        self._front = "\r\n".join(lines).encode("latin-1")
-        return self._front
 
     def wire(self, tail: bytes, head_only: bool = False) -> bytes:
         """The octets to send; `tail` is the value of `Date`, later fields, and the blank line."""
         if head_only:
-            return (self._front or self.front()) + tail
+            return self._front + tail
         last = self._last
         if last[0] is not tail:  # for a constant answer: once a second
-            self._last = last = tail, b"".join((self._front or self.front(), tail, self.body))
+            self._last = last = tail, b"".join((self._front, tail, self.body))
         return last[1]
+
+
+@functools.lru_cache(maxsize=256)  # the answers of a server differ in their bodies; 100 kB at most
+def spelled(status: int, fields: tuple[tuple[str, str], ...]) -> bytes:
+    """Status line and fields, checked; `ValueError` as `Response` says."""
+    for name, value in fields:
+        if not FIELD_NAME.fullmatch(name) or name.lower() in SERVER_FIELDS:
+            raise ValueError(f"not a response field to set: {name!r}")
+        if UNSAFE.search(value):
+            raise ValueError(f"CR, LF or NUL in the value of {name}")
+    lines = [f"HTTP/1.1 {status} {phrase(status)}", f"Server: {PRODUCT}"]
+    lines += [f"{name}: {value}" for name, value in fields]
+    lines.append("X-Content-Type-Options: nosniff\r\n")
+    return "\r\n".join(lines).encode("latin-1")  # UnicodeEncodeError is a ValueError
 
 
 def phrase(status: int) -> str:

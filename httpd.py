@@ -104,7 +104,7 @@ class Stats:
         self.queue_depth = 0  # answers that wait for a worker
         self.rejected_full = 0  # connections: every place is taken
         self.rejected_client = 0  # connections: the address has its share
-        self.rejected_busy = 0  # requests: the queue for the workers is full
+        self.rejected_busy = 0  # requests: the queue for the workers is full, or too slow
         self.timeouts = 0  # requests that did not arrive in time, answers not taken in time
         self.failures = 0  # exceptions that became a 500
         self.log_lines_dropped = 0
@@ -184,8 +184,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.interest < 0:  # the client has left
             return
         self.busy = False
-        response = self.fail(request, outcome) if isinstance(outcome, BaseException) else outcome
-        self.advance([self.wire(request, response, started)])
+        self.advance([self.octets_of(outcome, request, started)])
 
     def expire(self) -> None:
         """The deadline has passed."""
@@ -229,15 +228,21 @@ class Handler(BaseHTTPRequestHandler):
         if not self.server.looked:
             self.server.look()
         try:
-            answer = self.route(request)
+            answer: Outcome = self.route(request)
         except Exception as failure:
-            answer = self.fail(request, failure)
+            answer = failure
+        return self.octets_of(answer, request, started)
+
+    def octets_of(self, answer: Outcome, request: Request, started: float) -> bytes:
         if isinstance(answer, Later):
             if self.server.submit(answer, partial(self.complete, request, started)):
                 self.busy = True
                 return b""
-            self.server.stats.rejected_busy += 1
             answer = BUSY
+        elif isinstance(answer, BaseException):
+            answer = self.fail(request, answer)
+        if answer is BUSY:
+            self.server.stats.rejected_busy += 1
         return self.wire(request, answer, started)
 
     def wire(self, request: Request, response: Response, started: float) -> bytes:
@@ -361,8 +366,9 @@ class Server:
         *,
         host: str = "127.0.0.1",
         port: int = 8080,
-        workers: int = 64,  # most wait: for a core to hash on, or for the disk
-        queue_limit: int = 256,  # at 100 logins a second, the last in the queue waits 2.6 s
+        workers: int = 64,  # for work that waits; what computes wants no more than there are cores
+        queue_limit: int = 256,
+        queue_time: float = 2.0,  # s: who waits longer for a worker asks again before it answers
         max_connections: int = 10_000,
         max_per_client: int = 2_000,  # a campus behind one address; a fifth of the places
         limits: Limits = LIMITS,
@@ -394,7 +400,9 @@ class Server:
         self._waker.setblocking(False)
         self._woken = False  # whether a wake-up is on its way: one is enough for many answers
         self._finished: deque[Callable[[], None]] = deque()
-        self._workers = Workers(workers, queue_limit, self._worker_finished)
+        self._workers = Workers(
+            workers, queue_limit, self._worker_finished, patience=queue_time, too_late=BUSY
+        )
         self._unfinished: list[Handler] = []  # have requests to answer without reading
         self._lines: list[str] = []  # of the access log, in this turn
         self._stop = False

@@ -248,6 +248,10 @@ class KeyStore:
             *((_name(row), row[2], "unreadable") for row, key in self._rows.items() if key is None),
         ]
 
+    def copies(self) -> int:
+        """How many rows hold a key that another row holds as well."""
+        return sum(key is not None for key in self._rows.values()) - len(self._keys)
+
     # What follows the table
 
     def open(self) -> None:

@@ -152,11 +152,19 @@ class App:
             email = accounts.checked_email(credentials.text(members, "email"))
         return self.later(self.create_account, name, email)
 
-    def create_account(self, name: str, email: str | None) -> Response:
+    def create_account(self, name: str, email: str | None) -> Eventually:
         """The slow rest of /register, on a worker thread."""
-        return json_response(
-            201, {"password": self.accounts.register(name, email)}, answers.NO_STORE
-        )
+        password = str(uuid.uuid4())  # RFC 9562: 122 random bits
+        account = self.accounts.new_account(name, email, password)
+        answer = json_response(201, {"password": password}, answers.NO_STORE)
+
+        def once_on_disk(deliver: Callable[[Answer], None]) -> None:
+            def written(trouble: Exception | None) -> None:
+                deliver(answer if trouble is None else self.refusal(trouble))
+
+            self.accounts.insert(account, written)
+
+        return once_on_disk
 
     def auth(self, request: Request) -> Answer:
         """POST /auth: name and password -> a signed token."""
@@ -173,35 +181,53 @@ class App:
         self, client: str, name: str, password: str, expired: bool, basic: bool
     ) -> Eventually:
         """The slow rest of /auth, on a worker thread. Whatever comes of it is logged first."""
+        with self.accounts.about_to_record():
+            outcome, user, answer = self.judge(name, password, expired, basic)
+        again = self.later(self.issue_token, client, name, password, expired, basic)
+        return self.logged(client, outcome, user, answer, again)
+
+    def judge(
+        self, name: str, password: str, expired: bool, basic: bool
+    ) -> tuple[str, accounts.User | int | None, Response]:
+        """What comes of an attempt: the outcome for the log, whose account it was, the answer."""
         try:
             user = self.accounts.authenticate(name, password)
         except accounts.InvalidCredentials as failure:
-            refusal = self.refusal(answers.Unauthorized(basic))
-            return self.logged(client, failure.outcome, failure.user_id, refusal)
+            return failure.outcome, failure.user_id, self.refusal(answers.Unauthorized(basic))
         try:
             key = self.keys.expired_key() if expired else self.keys.signing_key()
         except keystore.NoSigningKey as failure:
-            return self.logged(client, "no_key", user, self.refusal(failure))
+            return "no_key", user, self.refusal(failure)
         claims = self.claims(user.name, key, expired)
-        with self.accounts.about_to_record():
-            token = jwt_minimal.encode(claims, key.private_key, key.kid)
-        return self.logged(client, "success", user, answers.token_response(token, claims, expired))
+        token = jwt_minimal.encode(claims, key.private_key, key.kid)
+        return "success", user, answers.token_response(token, claims, expired)
 
     def logged(
-        self, client: str, outcome: str, user: accounts.User | int | None, answer: Response
+        self,
+        client: str,
+        outcome: str,
+        user: accounts.User | int | None,
+        answer: Response,
+        again: Later,
     ) -> Eventually:
-        """The answer once the attempt is in the log, on disk; a 503 if it cannot be written."""
+        """The answer once the attempt is in the log, on disk; a 503 if it cannot be written.
 
-        def once_on_disk(deliver: Callable[[Response], None]) -> None:
+        `again`, if the account was changed while the attempt was on its way there.
+        """
+
+        def once_on_disk(deliver: Callable[[Answer], None]) -> None:
             def written(trouble: Exception | None) -> None:
-                if trouble is None:
+                if isinstance(trouble, accounts.Superseded):
+                    deliver(again)
+                elif trouble is not None:
+                    deliver(self.refusal(trouble))
+                else:
                     self.logins[outcome] += 1
                     self.report(WRITING, None)
-                deliver(answer if trouble is None else self.refusal(trouble))
+                    deliver(answer)
 
             self.accounts.record(client, outcome, user, written)
 
-        answer.front()  # on this worker rather than on the loop
         return once_on_disk
 
     def claims(self, subject: str, key: keystore.Key, expired: bool = False) -> dict[str, Any]:
@@ -415,9 +441,9 @@ class Handler(httpd.Handler):
 
 # -- start-up
 
-# For each core one that hashes or signs and one that gets ready: only a registration keeps its
-# worker until it is on disk. More of them would only take turns at the interpreter (bench/auth.py).
-WORKERS = max(4, 2 * (os.cpu_count() or 1))
+# One for each core: it hashes or signs, and waits for nothing; the commit that follows has its own
+# thread. More of them would only take turns at core and interpreter, and hold 19 MiB each.
+WORKERS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 TICK_SECONDS = 1.0  # between looks at the clock for keys that are due, unless one is due sooner
 
 
@@ -521,10 +547,11 @@ def open_app(
     """The database, its keys and accounts, and the App on top."""
     settings.check_given_secrets(environ)
     try:
-        database = Database(config.db, accept=keystore.require_ours)
+        database = Database(config.db, accept=settings.require_ours)
     except CannotOpen as error:
         raise ConfigurationError(str(error)) from error
     try:
+        settings.warn_of_readers(database.path, log)
         secret, previous = settings.load_secret(database, environ, log)
         keys = keystore.KeyStore(
             database, secret, config.policy, previous=previous, log=log, clock=clock

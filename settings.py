@@ -15,10 +15,12 @@ Left out: reading configuration files. Two places to look are enough.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import re
 import secrets
+import sqlite3
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Callable, NoReturn, TypeVar
@@ -262,6 +264,30 @@ def configure(arguments: Mapping[str, object], environ: Mapping[str, str]) -> Se
     return make_settings(values)
 
 
+# -- the file
+
+
+def require_ours(connection: sqlite3.Connection) -> None:
+    """Refuse a file of another program that we cannot go on with, before anything is written to it.
+
+    Raises:
+        CannotOpen: the sentence says what stands in it.
+    """
+    keystore.require_ours(connection)
+    accounts.require_no_twins(connection)
+
+
+def warn_of_readers(path: Path, log: Callable[[str], None]) -> None:
+    """Say so if others may read the file: we make it for ourselves, but leave one as we find it."""
+    if os.name != "posix":
+        return
+    with contextlib.suppress(OSError):
+        files = [Path(f"{path}{end}") for end in ("", "-wal", "-shm")]
+        loose = [str(file) for file in files if file.exists() and file.stat().st_mode & 0o077]
+        if loose:
+            log(f"the database can be read by others: chmod 600 {' '.join(loose)}")
+
+
 # -- the secret that seals the keys
 
 SECRET_BYTES = 32  # of a generated secret: 256 bits, nothing to guess
@@ -280,28 +306,49 @@ def load_secret(
     Raises:
         ConfigurationError: a secret is blank, or missing though keys are sealed with it.
     """
-    secret = given_secret("NOT_MY_KEY", environ, log)
-    previous = given_secret("NOT_MY_KEY_PREVIOUS", environ, lambda line: None)
+    secret, previous = find_secret(database.path, environ, log)
     if secret is not None:
         return secret, previous
-    path = Path(f"{database.path}.secret")
+    path = generated_secret(database.path)
+    # Looked for again: another first start may have made both in between.
+    if keystore.has_keys(database) and previous is None and not path.is_file():
+        raise ConfigurationError(
+            f"the keys in {database.path} are sealed and there is no secret to open them: "
+            f"set NOT_MY_KEY, or put back {path}"
+        )
+    create_secret(path)
+    log(
+        f"NOT_MY_KEY is not set: the keys are sealed with a secret generated in {path}; "
+        "who copies both files has the keys"
+    )
+    return checked_secret(read_secret(path), str(path), log), previous
+
+
+def find_secret(
+    database: Path, environ: MutableMapping[str, str], log: Callable[[str], None]
+) -> tuple[bytes | None, bytes | None]:
+    """What `load_secret` loads, with None for what there is not: nothing is made.
+
+    Raises:
+        ConfigurationError: a secret is there that cannot be used.
+    """
+    secret = given_secret("NOT_MY_KEY", environ, log)
+    previous = given_secret("NOT_MY_KEY_PREVIOUS", environ, lambda line: None)
+    path = generated_secret(database)
+    if secret is not None:
+        return secret, previous
     if path.is_symlink():
         raise ConfigurationError(f"{path} is a link: name its target in NOT_MY_KEY_FILE instead")
     if not path.is_file():
-        # Looked for again: another first start may have made both in between.
-        if keystore.has_keys(database) and previous is None and not path.is_file():
-            raise ConfigurationError(
-                f"the keys in {database.path} are sealed and there is no secret to open them: "
-                f"set NOT_MY_KEY, or put back {path}"
-            )
-        create_secret(path)
-        log(
-            f"NOT_MY_KEY is not set: the keys are sealed with a secret generated in {path}; "
-            "who copies both files has the keys"
-        )
-    elif path.stat().st_mode & 0o077 and os.name == "posix":
+        return None, previous
+    if path.stat().st_mode & 0o077 and os.name == "posix":
         log(f"{path} can be read by others: chmod 600 it, then change the secret (admin.py rekey)")
     return checked_secret(read_secret(path), str(path), log), previous
+
+
+def generated_secret(database: Path) -> Path:
+    """The file of the secret that a first start makes."""
+    return Path(f"{database}.secret")
 
 
 def check_given_secrets(environ: Mapping[str, str]) -> None:

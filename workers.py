@@ -5,7 +5,8 @@
 Rules of this file:
 - Threads are made when they are first needed, and stay. They are daemons: one that hangs does not
   hold up the end of the process.
-- Nothing is accepted that could not be run: a full queue says so at once.
+- Nothing is accepted that could not be run: a full queue says so at once, and who has waited in it
+  for too long is told so instead of being served when nobody waits any more.
 - Whatever a `Later` raises becomes its outcome. A thread never dies of one.
 - Where the system ranks threads (Linux), workers rank below the loop: cheap answers go first.
 - A thread need not wait for what follows its part (a commit on disk): `Eventually` has the outcome
@@ -30,14 +31,15 @@ from http1 import Response
 
 STEP_BACK = 5  # levels of niceness: a third of the loop's weight when both want the same core
 
-Outcome = Union[Response, BaseException]
+Outcome = Union[Response, "Later", BaseException]
 Deliver = Callable[[Outcome], None]
-Eventually = Callable[[Callable[[Response], None]], None]
+Eventually = Callable[[Callable[[Union[Response, "Later"]], None]], None]
 
 
 class Later:
     """An answer that takes time, for a worker: its function returns the `Response`, or a function
-    that is given `deliver` and calls it once, from any thread, when there is a `Response`.
+    that is given `deliver` and calls it once, from any thread, when there is a `Response`; or with
+    another `Later`, if it has to be asked again.
     """
 
     __slots__ = ("_arguments", "_function")
@@ -46,36 +48,46 @@ class Later:
         self._function = function
         self._arguments = arguments
 
-    def run(self, deliver: Callable[[Response], None]) -> None:
+    def run(self, deliver: Callable[[Response | Later], None]) -> None:
         """Have `deliver` called with the answer, now or later."""
         outcome = self._function(*self._arguments)
         if isinstance(outcome, Response):
-            outcome.front()  # spelled here rather than on the loop
             deliver(outcome)
         else:
             outcome(deliver)
 
     def __call__(self) -> Response:
         """Wait for the answer: for callers without a loop."""
-        answers: SimpleQueue[Response] = SimpleQueue()
+        answers: SimpleQueue[Response | Later] = SimpleQueue()
         self.run(answers.put)
-        return answers.get()
+        answer = answers.get()
+        return answer() if isinstance(answer, Later) else answer
 
 
 class Workers:
     """`threads` of them at most, and room for `queue_limit` more that wait.
+
+    Who has waited for more than `patience` seconds gets `too_late`, and is not run.
 
     Every method is for one thread alone, the loop's; `finished` is called by the workers, with what
     `submit` got and what came of it.
     """
 
     def __init__(
-        self, threads: int, queue_limit: int, finished: Callable[[Deliver, Outcome], None]
+        self,
+        threads: int,
+        queue_limit: int,
+        finished: Callable[[Deliver, Outcome], None],
+        *,
+        patience: float,
+        too_late: Response,
     ) -> None:
         self._most = threads
         self._limit = threads + queue_limit
         self._finished = finished
-        self._queue: SimpleQueue[tuple[Later, Deliver] | None] = SimpleQueue()
+        self._patience = patience
+        self._too_late = too_late
+        self._queue: SimpleQueue[tuple[Later, Deliver, float] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._unfinished = 0
 
@@ -93,7 +105,7 @@ class Workers:
         if not self._threads:
             return False
         self._unfinished += 1
-        self._queue.put((later, deliver))
+        self._queue.put((later, deliver, time.monotonic() + self._patience))
         return True
 
     def collect(self) -> None:
@@ -117,10 +129,13 @@ class Workers:
 
     def _run(self) -> None:
         step_back()
-        for later, deliver in iter(self._queue.get, None):
+        for later, deliver, until in iter(self._queue.get, None):
             finished = partial(self._finished, deliver)
             try:
-                later.run(finished)
+                if time.monotonic() > until:
+                    finished(self._too_late)
+                else:
+                    later.run(finished)
             except BaseException as failure:
                 finished(failure)
 

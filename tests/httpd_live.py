@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from httpd import Handler, Later, Request, Response, Server
+from httpd import Eventually, Handler, Later, Request, Response, Server
 
 ANSWER = Response(200, [("Content-Type", "text/plain")], b"hello")
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -44,7 +44,9 @@ class LiveServer(Server):
         self.seen: list[Request] = []
         self.turns = 0
         self.most_unread = 0  # octets that a parser held while it gave a request
-        self.work: Callable[[Request], Response] = lambda request: Response(200, (), b"worked")
+        self.work: Callable[[Request], Response | Eventually] = lambda request: Response(
+            200, (), b"worked"
+        )
         settings.setdefault("port", 0)
         settings.setdefault("log", self.lines.append)
         super().__init__(settings.pop("handler", Routes), **settings)

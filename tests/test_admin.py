@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import sqlite3
 import stat
@@ -15,23 +16,45 @@ import time
 import unittest
 from unittest import mock
 
+from cryptography.hazmat.primitives.asymmetric import rsa
+
 import admin
 import server
 import settings
 from accounts import Accounts, Attempt, HashCost, InvalidCredentials, utc_text, write_attempts
+from jwt_minimal import public_jwk
 from tests.support import ROOT, TemporaryFolder, some_key
 
 ENVIRON = {"NOT_MY_KEY": "a secret of the tests", "JWKS_ARGON2": "t=1,m=8,p=1"}
 
 
+def key_with_a_hyphen() -> rsa.RSAPrivateKey:
+    """A key whose kid begins with one: another exponent is another kid, and costs no primes."""
+    numbers = some_key(0).private_numbers()
+    p, q, n = numbers.p, numbers.q, numbers.public_numbers.n
+    for e in range(3, 1 << 20, 2):
+        public = rsa.RSAPublicNumbers(e, n)
+        if math.gcd(e, (p - 1) * (q - 1)) > 1 or not kid_of(public.public_key()).startswith("-"):
+            continue
+        d = pow(e, -1, (p - 1) * (q - 1))
+        parts = rsa.rsa_crt_dmp1(d, p), rsa.rsa_crt_dmq1(d, q), rsa.rsa_crt_iqmp(p, q)
+        return rsa.RSAPrivateNumbers(p, q, d, *parts, public).private_key()
+    raise AssertionError("one kid in 64 begins with a hyphen")
+
+
+def kid_of(key: rsa.RSAPublicKey) -> str:
+    return public_jwk(key)["kid"]
+
+
 class AdminTest(TemporaryFolder):
-    def admin(self, *words: str, stdin: str = "", environ=None) -> tuple[int, str, str]:
+    def admin(self, *words: str, stdin="", environ=None) -> tuple[int, str, str]:
         """Exit code, standard output, standard error."""
         out, err = io.StringIO(), io.StringIO()
         variables = dict(ENVIRON if environ is None else environ)
         with contextlib.ExitStack() as stack:
             stack.enter_context(mock.patch.object(server, "environment", lambda: variables))
-            stack.enter_context(mock.patch("sys.stdin", io.StringIO(stdin)))
+            given = io.StringIO(stdin) if isinstance(stdin, str) else stdin
+            stack.enter_context(mock.patch("sys.stdin", given))
             stack.enter_context(contextlib.redirect_stdout(out))
             stack.enter_context(contextlib.redirect_stderr(err))
             try:
@@ -83,6 +106,20 @@ class Users(AdminTest):
         self.assertEqual([row[:2] for row in rows[1:]], [["alice", "a@example.org"], ["bob", "-"]])
         self.assertEqual(rows[1][3], "never")
 
+    def test_are_hashed_at_the_cost_that_the_server_was_told(self):
+        self.admin("users", "add", "alice")
+        for words in (("users", "add", "bob"), ("users", "reset", "alice")):
+            self.assertEqual(self.admin("--argon2", "t=2,m=16,p=1", *words)[0], 0)
+        with contextlib.closing(self.open_database()) as database:
+            hashes = database.read("SELECT password_hash FROM users")
+        self.assertEqual(len(hashes), 2)
+        for (stored,) in hashes:
+            self.assertIn("m=16,t=2,p=1", stored)
+
+    def test_are_not_hashed_at_a_cost_that_cannot_be_meant(self):
+        code, out, err = self.admin("--argon2", "t=0", "users", "add", "bob")
+        self.assertEqual((code, out, err.count("\n")), (2, "", 1))
+
     def test_get_a_new_password_that_ends_the_old_one(self):
         _, old, _ = self.admin("users", "add", "alice")
         code, new, _ = self.admin("users", "reset", "alice")
@@ -97,6 +134,104 @@ class Users(AdminTest):
         code, _, err = self.admin("users", "delete", "alice")
         self.assertEqual(code, 1)
         self.assertIn("there is no user 'alice'", err)
+
+
+class ANameWithAHyphenInFront(AdminTest):
+    NAMES = ("-bob", "--bob", "-help", "-1", "-", "--b=ob", "-b ob")
+
+    def test_is_a_name_like_any_other_to_every_command(self):
+        for name in self.NAMES:
+            with self.subTest(name=name):
+                self.assertEqual(self.admin("users", "add", name)[0], 0)
+                _, password, _ = self.admin("users", "reset", name)
+                self.assertTrue(self.can_log_in(name, password.strip()))
+                self.assertEqual(self.admin("log", "--user", name, "--last", "1")[0], 0)
+                self.assertEqual(self.admin("users", "delete", name)[:2], (0, ""))
+
+    def test_leaves_the_options_around_it_what_they_are(self):
+        words = ("--email", "-b@example.org", "-bob", "--password-stdin")
+        self.assertEqual(self.admin("users", "add", *words, stdin="a password"), (0, "", ""))
+        self.assertTrue(self.can_log_in("-bob", "a password"))
+        _, out, _ = self.admin("users", "list")
+        self.assertIn("-bob\t-b@example.org\t", out)
+
+    def test_that_is_an_option_can_be_given_after_two_hyphens_or_an_equals_sign(self):
+        for name in ("--help", "-h", "--email"):
+            with self.subTest(name=name):
+                self.assertEqual(self.admin("users", "add", "--", name)[0], 0)
+                self.assertEqual(self.admin("log", f"--user={name}")[0], 0)
+                self.assertEqual(self.admin("users", "delete", "--", name)[0], 0)
+                self.assertIn("there is no user", self.admin("users", "delete", "--", name)[2])
+
+    def test_makes_no_name_of_a_slip_beside_one(self):
+        for words in (("users", "delete", "bob", "--froce"), ("log", "--user", "--follow"),
+                      ("users", "add", "--email", "--password-stdin", "bob"),
+                      ("backup", "--dry-run"), ("keys", "list", "-x")):  # fmt: skip
+            with self.subTest(words=words):
+                self.admin("users", "add", "bob")
+                code, _, err = self.admin(*words)
+                self.assertEqual((code, err.count("\n")), (2, 1), err)
+
+
+class WhatAnotherProgramWrote(AdminTest):
+    NAMES = ("\tt\n\x1b[31mred", "a:b", "e\u0301ve", "alice\ufe0f", "x\U000e0101", " ", "a\x9bb")
+
+    def setUp(self):
+        super().setUp()
+        self.admin("users", "add", "alice")
+        with contextlib.closing(self.open_database()) as database:
+            database.write(self.insert)
+
+    def insert(self, connection):
+        connection.executemany(
+            "INSERT INTO users (username, password_hash, email, date_registered) "
+            "VALUES (?, 'x', ?, NULL)",
+            [(name, f"{number}\t\n\x1b[2J") for number, name in enumerate(self.NAMES)],
+        )
+        connection.execute(
+            "INSERT INTO auth_logs (request_ip, request_timestamp, user_id) "
+            "SELECT '\x1b[31m\t', NULL, id FROM users WHERE username <> 'alice'"
+        )
+        connection.execute("INSERT INTO auth_outcomes SELECT id, char(10) FROM auth_logs")
+
+    def test_neither_breaks_a_list_nor_reaches_the_terminal(self):
+        for words, columns in ((("users", "list"), 4), (("log",), 4), (("log", "--summary"), 5)):
+            with self.subTest(words=words):
+                _, out, _ = self.admin(*words)
+                lines = out.split("\n")[:-1]
+                self.assertEqual({line.count("\t") + 1 for line in lines}, {columns})
+                self.assertTrue("".join(lines).replace("\t", "").isprintable(), out)
+                self.assertGreater(len(lines), 1)
+
+    def test_is_told_from_what_it_looks_like(self):
+        names = [line.split("\t")[0] for line in self.admin("users", "list")[1].splitlines()]
+        self.assertIn("\\u0009t\\u000a\\u001b[31mred", names)
+        self.assertIn("alice\\ufe0f", names)
+        self.assertIn("x\\U000e0101", names)
+        self.assertIn("e\u0301ve", names)
+
+    def test_can_be_asked_for_reset_and_deleted_as_it_stands(self):
+        for name in self.NAMES:
+            with self.subTest(name=name):
+                _, out, _ = self.admin("log", "--user", name)
+                self.assertEqual(out.count("\n"), 2)
+                code, password, _ = self.admin("users", "reset", name)
+                self.assertEqual(code, 0)
+                self.assertTrue(self.can_log_in(name, password.strip()))
+                self.assertEqual(self.admin("users", "delete", name), (0, "", ""))
+        self.assertEqual(self.admin("users", "list")[1].count("\n"), 2)
+
+    def test_is_never_taken_for_an_account_of_the_same_look(self):
+        self.admin("users", "add", "\u00e9ve")
+        self.assertEqual(self.admin("users", "delete", "e\u0301ve")[0], 0)
+        self.assertIn("\n\u00e9ve\t", self.admin("users", "list")[1])
+        self.assertEqual(self.admin("users", "delete", "e\u0301ve")[0], 0)
+        self.assertNotIn("\n\u00e9ve\t", self.admin("users", "list")[1])
+
+    def test_that_is_no_text_names_nobody_in_one_line(self):
+        for words in (("users", "reset"), ("users", "delete"), ("log", "--user")):
+            code, out, err = self.admin(*words, "bob\udcff")
+            self.assertEqual((code, out, err.count("\n")), (1, "", 1))
 
 
 class TheLog(AdminTest):
@@ -186,8 +321,9 @@ class TheLog(AdminTest):
             ],
         )
 
-    def test_is_followed_until_ctrl_c(self):
-        waits = iter([lambda: self.add(("192.0.2.7", "no_key", "bob", 0)), lambda: None])
+    def follow(self, *steps, words=()):
+        """What is shown while the steps happen, one between two looks."""
+        waits = iter(steps)
 
         def sleep(seconds):
             step = next(waits, None)
@@ -196,8 +332,56 @@ class TheLog(AdminTest):
             step()
 
         with mock.patch("admin.time.sleep", sleep):
-            rows = self.log("--follow", "--last", "1")
+            return self.log("--follow", *words)
+
+    def test_is_followed_until_ctrl_c(self):
+        def add():
+            self.add(("192.0.2.7", "no_key", "bob", 0))
+
+        rows = self.follow(add, lambda: None, words=("--last", "1"))
         self.assertEqual(rows, [*self.expected(4), ("192.0.2.7", "no_key", "bob")])
+
+    def empty(self, *tables):
+        with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as other:
+            for table in ("auth_outcomes", "auth_logs", *tables):
+                other.execute(f"DELETE FROM {table}")
+
+    def test_is_followed_beyond_its_being_emptied(self):
+        self.follow_while_emptied()
+
+    def test_is_followed_when_its_numbers_begin_anew(self):
+        self.follow_while_emptied("sqlite_sequence")
+
+    def follow_while_emptied(self, *tables):
+        def empty():
+            self.empty(*tables)
+
+        def add():
+            self.add(("192.0.2.7", "no_key", "bob", 0), ("192.0.2.8", "success", "bob", 0))
+
+        def both():
+            empty()
+            add()
+
+        expected = [("192.0.2.7", "no_key", "bob"), ("192.0.2.8", "success", "bob")]
+        self.assertEqual(self.follow(empty, add), [*self.expected(0, 1, 2, 3, 4), *expected])
+        self.add(*self.ROWS)
+        before = self.log()
+        self.assertEqual(self.follow(both), [*before, *expected])
+
+    def test_is_followed_without_reading_again_what_was_not_wanted(self):
+        looked, real = [], Accounts.log
+
+        def log(users, wanted, after=0):
+            looked.append(after)
+            return real(users, wanted, after)
+
+        def add():
+            self.add(("192.0.2.7", "no_key", "bob", 0))
+
+        with mock.patch.object(Accounts, "log", log):
+            self.assertEqual(self.follow(add, add, words=("--user", "nobody")), [])
+        self.assertEqual(looked, [0, len(self.ROWS), len(self.ROWS) + 1])
 
     def test_ends_quietly_when_its_reader_has_read_enough(self):
         reader, writer = os.pipe()
@@ -312,6 +496,17 @@ class Keys(KeysTest):
         app.maintain()
         self.assertEqual(app.keys.published().keys, ())
 
+    def test_with_a_hyphen_in_front_are_revoked_like_any_other(self):
+        key = key_with_a_hyphen()
+        for words in ((), ("--no-replacement",)):
+            with mock.patch("keystore.generate", lambda: key):
+                self.admin("keys", "rotate", "--now")
+            kid = kid_of(key.public_key())
+            self.assertIn(kid, [row[0] for row in self.listed()])
+            code, _, err = self.admin("keys", "revoke", kid, *words)
+            self.assertEqual(code, 0, err)
+            self.assertNotIn(kid, [row[0] for row in self.listed()])
+
     def test_unknown_cannot_be_revoked(self):
         self.open_server()
         code, out, err = self.admin("keys", "revoke", "nobody")
@@ -332,6 +527,52 @@ class Keys(KeysTest):
         )
         expected = [["row-8", "1000000000000000", "unreadable"], ["row-9", "'y'", "unreadable"]]
         self.assertEqual(self.listed()[2:], expected)
+
+
+class ALostAnswer(KeysTest):
+    def lost(self, target, *words):
+        """Exit code and standard error of the real command, whose output cannot be written."""
+        with open(target, "w") as output:
+            process = subprocess.run(
+                [sys.executable, str(ROOT / "admin.py"), "--db", str(self.path), *words],
+                cwd=self.folder, stdout=output, stderr=subprocess.PIPE, timeout=30, text=True,
+                env={**os.environ, **ENVIRON},
+            )  # fmt: skip
+        self.assertEqual(process.stderr.count("could not be written"), 1, process.stderr)
+        return process.returncode, process.stderr
+
+    @unittest.skipUnless(os.path.exists("/dev/full"), "a disk that is always full")
+    def test_on_a_full_disk_says_what_was_done_and_how_to_go_on(self):
+        for words, advice in (
+            (("users", "add", "carl"), "users reset gives it another"),
+            (("users", "reset", "carl"), "run the command again"),
+            (("users", "list"), "run the command again"),
+            (("keys", "rotate"), "keys list names it"),
+        ):
+            with self.subTest(words=words):
+                code, err = self.lost("/dev/full", *words)
+                self.assertEqual(code, 1)
+                self.assertIn(advice, err)
+        self.assertEqual(self.admin("users", "reset", "carl")[0], 0)
+        self.assertEqual(self.states(), ["expired", "signing"])
+
+    def test_that_nobody_reads_is_an_error_where_it_cannot_be_asked_again(self):
+        reader, writer = os.pipe()
+        os.close(reader)
+        code, err = self.lost(writer, "users", "add", "carl")
+        self.assertEqual(code, 1)
+        self.assertIn("users reset", err)
+
+    def test_is_not_what_a_password_that_cannot_be_read_is_called(self):
+        unreadable = mock.Mock()
+        unreadable.read.side_effect = OSError("no such device")
+        garbled = io.TextIOWrapper(io.BytesIO(b"pass\xff"), encoding="utf-8")
+        for stdin in (unreadable, garbled):
+            with self.subTest(stdin=stdin):
+                code, out, err = self.admin("users", "add", "carl", "--password-stdin", stdin=stdin)
+                self.assertEqual((code, out, err.count("\n")), (1, "", 1))
+                self.assertIn("the password could not be read", err)
+        self.assertEqual(self.admin("users", "list")[1].count("\n"), 1)
 
 
 class Secrets(KeysTest):

@@ -17,6 +17,7 @@ import argon2
 import accounts
 import jwt_minimal
 from accounts import utc_text
+from database import Database
 from httpd import Later, Request, Response
 from tests.support import AppTest, header
 
@@ -112,6 +113,18 @@ class BadInput(AppTest):
                     error = json.loads(response.body)
                     self.assertEqual(sorted(error), ["error", "error_description"])
                     self.assertLess(len(error["error_description"]), 120)
+
+    def test_in_a_name_that_looks_like_another_is_a_400_everywhere(self):
+        unseen = (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180B, 0x180C, 0x180D, 0x180F, 0x2800,
+                  0x3164, 0xFE00, 0xFE0F, 0xFFA0, 0x16FE4, 0x1D159, 0xE0100, 0xE01EF)  # fmt: skip
+        self.register("alice")
+        for number in unseen:
+            for name in (f"alice{chr(number)}", f"{chr(number)}alice", chr(number)):
+                for path in ("/register", "/auth"):
+                    with self.subTest(name=ascii(name), path=path):
+                        response = self.call("POST", path, {"username": name, "password": "x"})
+                        self.assertEqual(response.status, 400)
+        self.assertEqual(len(self.app.accounts.users()), 1)
 
     def test_of_an_email_address_is_a_400(self):
         wrong: tuple[object, ...] = ("", "a", "a@", "@b.org", "a@b", "a b@c.org", "a@-b.org",
@@ -304,8 +317,15 @@ class LoggingIn(AppTest):
             self.monotonic.advance(2)
             self.assertEqual(self.login("alice", self.password).status, 503)
 
-    def test_says_when_to_come_back_while_every_core_is_hashing(self):
-        with mock.patch.object(self.app.accounts, "_on_a_core", side_effect=accounts.Busy):
+    def test_says_when_to_come_back_while_there_is_no_memory_to_hash_with(self):
+        words = argon2.low_level.error_to_str(-22)  # ARGON2_MEMORY_ALLOCATION_ERROR
+        verify = argon2.exceptions.VerificationError(words)
+        no_step = mock.patch.multiple(
+            argon2.PasswordHasher,
+            verify=mock.Mock(side_effect=verify),
+            hash=mock.Mock(side_effect=argon2.exceptions.HashingError(words)),
+        )
+        with no_step:
             for response in (
                 self.login("alice", self.password),
                 self.login("nobody", "x"),
@@ -355,16 +375,29 @@ class LoggingIn(AppTest):
         assert isinstance(answer, Later)
         return answer
 
+    def test_ends_a_remembered_password_with_a_reset_by_another_process(self):
+        self.assertEqual(self.login("alice", self.password).status, 200)
+        with contextlib.closing(Database(self.path)) as other:
+            newer = accounts.Accounts(other).reset("alice")
+        refused = self.login("alice", self.password)
+        self.assertEqual(refused.status, 401)
+        self.assertEqual(refused.body, self.login("nobody", "wrong").body)
+        self.assertEqual(self.login("alice", newer).status, 200)
+        outcomes = self.app.database.read("SELECT outcome FROM auth_outcomes ORDER BY log_id")
+        expected = ["success", "bad_password", "unknown_user", "success"]
+        self.assertEqual([outcome for (outcome,) in outcomes], expected)
+
     def test_answers_only_once_the_attempt_is_on_disk(self):
         hold = threading.Event()
-        answers: queue.SimpleQueue[Response] = queue.SimpleQueue()
+        answers: queue.SimpleQueue[Response | Later] = queue.SimpleQueue()
         writer = threading.Thread(target=self.app.database.write, args=(lambda _: hold.wait(5),))
         writer.start()
         for password in (self.password, "wrong"):
             self.later(password).run(answers.put)
         self.assertTrue(answers.empty())
         hold.set()
-        self.assertEqual([answers.get(timeout=5).status for _ in range(2)], [200, 401])
+        given = [getattr(answers.get(timeout=5), "status", None) for _ in range(2)]
+        self.assertEqual(given, [200, 401])
         writer.join()
 
     def test_issues_no_token_for_an_attempt_that_cannot_be_logged(self):

@@ -29,7 +29,8 @@ ALLOWED: dict[str, set[str]] = {
         *("accounts", "answers", "credentials", "database", "httpd", "jwt_minimal", "keystore"),
         *("ratelimit", "settings"),
     },
-    "admin": {"accounts", "database", "keystore", "server", "settings"},
+    "doctor": {"accounts", "database", "keystore", "settings"},
+    "admin": {"accounts", "database", "doctor", "keystore", "server", "settings"},
 }
 PACKAGES = {
     "argon2": {"accounts", "sealing"},

@@ -10,7 +10,9 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import admin
+import doctor
 import server
+import test_server
 from settings import Settings
 from tests.support import ROOT
 
@@ -52,6 +54,48 @@ class TheReadme(unittest.TestCase):
         # Graders walk the folder in order; a .venv/lib64 link before the sources stops some.
         self.assertIn("python3 -m venv venv ", README)
         self.assertNotIn(".venv", README)
+
+
+class TheOperatorsPage(unittest.TestCase):
+    def test_names_every_check_of_the_doctor_in_their_order(self):
+        page = (ROOT / "docs/operations.md").read_text("utf-8")
+        table = page.split("| check | what it looks at |")[1].split("\n\n")[0]
+        first_cells = re.findall(r"(?m)^\| (`.*?`) \|", table)
+        named = re.findall(r"`(\w+)`", " ".join(first_cells))
+        self.assertEqual(named, [*doctor.OUTSIDE, "database", *doctor.INSIDE])
+
+
+class TheGradersPage(unittest.TestCase):
+    PAGE = (ROOT / "docs/grading.md").read_text("utf-8")
+
+    def test_has_a_section_for_each_group_and_a_row_for_each_check(self):
+        groups: dict[str, list[str]] = {}
+        for line in self.PAGE.splitlines():
+            if line.startswith("### "):
+                groups[line[4:]] = []
+            elif line.startswith("| `test_"):
+                list(groups.values())[-1].append(line.split("`")[1])
+        found = {
+            name: [check for check in vars(group) if check.startswith("test_")]
+            for name, group in vars(test_server).items()
+            if isinstance(group, type) and issubclass(group, test_server.ServerTest)
+        }
+        del found["ServerTest"]
+        self.assertEqual(groups, found)
+
+    def test_counts_them(self):
+        count = self.PAGE.count("\n| `test_")
+        self.assertIn(
+            f"`Ran {count} tests ... FAILED (failures=4)` is {count - 4} of {count}", self.PAGE
+        )
+
+    def test_its_python_is_a_test_that_passes(self):
+        (code,) = re.findall(r"```python\n(.*?)```", self.PAGE, re.DOTALL)
+        names: dict[str, type[unittest.TestCase]] = {}
+        exec(compile(code, "grading.md", "exec"), names)
+        suite = unittest.defaultTestLoader.loadTestsFromTestCase(names["MyService"])
+        result = unittest.TextTestRunner(io.StringIO()).run(suite)
+        self.assertEqual((result.testsRun, result.wasSuccessful()), (2, True))
 
 
 class EveryPage(unittest.TestCase):

@@ -15,7 +15,16 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import workers
-from httpd import Later, Limits, Request, Response, Server, error, json_response
+from httpd import (
+    Eventually,
+    Later,
+    Limits,
+    Request,
+    Response,
+    Server,
+    error,
+    json_response,
+)
 from tests.httpd_live import (
     ANSWER,
     GET,
@@ -325,18 +334,62 @@ class Workers(LiveTest):
         self.assertFalse([line for line in self.server.lines if "secret" in line])
 
 
+class ASlowQueue(LiveTest):
+    settings: ClassVar[dict[str, object]] = {"workers": 1, "queue_time": 0.1}
+
+    def test_is_left_with_503_by_whoever_has_waited_for_too_long(self) -> None:
+        gate = self.server.hold()
+        with self.server.connect() as first, self.server.connect() as second:
+            first.send(post("/later", b""))
+            second.send(post("/later", b""))
+            time.sleep(0.3)
+            gate.set()
+            self.assertEqual(first.answer().status, 200)
+            refused = second.answer()
+            self.assertEqual((refused.status, refused.headers["retry-after"]), (503, "1"))
+            second.send(post("/later", b""))
+            self.assertEqual(second.answer().status, 200)
+        self.assertEqual(self.server.stats.rejected_busy, 1)
+
+
 class Pool(unittest.TestCase):
+    TOO_LATE = Response(503)
+
+    def setUp(self) -> None:
+        self.outcomes: list[object] = []
+
+    def pool(self, threads: int, queue_limit: int = 0, patience: float = 60.0) -> workers.Workers:
+        def finished(deliver: workers.Deliver, outcome: workers.Outcome) -> None:
+            self.outcomes.append(outcome)
+
+        return workers.Workers(
+            threads, queue_limit, finished, patience=patience, too_late=self.TOO_LATE
+        )
+
     def slow(self) -> Response:
         time.sleep(0.2)
         return ANSWER
 
     def test_ends_what_it_has_begun(self) -> None:
-        outcomes: list[object] = []
-        pool = workers.Workers(2, 0, lambda deliver, outcome: outcomes.append(outcome))
+        pool = self.pool(2)
         for _ in range(2):
-            self.assertTrue(pool.submit(Later(self.slow), outcomes.append))
+            self.assertTrue(pool.submit(Later(self.slow), self.outcomes.append))
         pool.stop(5)
-        self.assertEqual(outcomes, [ANSWER, ANSWER])
+        self.assertEqual(self.outcomes, [ANSWER, ANSWER])
+
+    def test_does_not_run_what_has_waited_for_too_long(self) -> None:
+        ran: list[int] = []
+
+        def run(number: int) -> Response:
+            ran.append(number)
+            return self.slow()
+
+        pool = self.pool(1, 3, patience=0.1)
+        for number in range(4):
+            self.assertTrue(pool.submit(Later(run, number), self.outcomes.append))
+        pool.stop(5)
+        self.assertEqual(ran, [0])
+        self.assertEqual(self.outcomes, [ANSWER] + [self.TOO_LATE] * 3)
 
     @unittest.skipUnless(sys.platform == "linux", "only Linux ranks threads one by one")
     def test_steps_back_behind_the_loop(self) -> None:
@@ -351,12 +404,11 @@ class Pool(unittest.TestCase):
             self.assertEqual(os.getpriority(os.PRIO_PROCESS, server.thread.native_id or 0), own)
 
     def test_makes_no_more_threads_than_are_needed(self) -> None:
-        outcomes: list[object] = []
-        pool = workers.Workers(8, 0, lambda deliver, outcome: outcomes.append(outcome))
+        pool = self.pool(8)
         before = threading.active_count()
         for count in range(1, 6):
-            pool.submit(Later(Response, 200), outcomes.append)
-            self.assertTrue(wait_until(lambda count=count: len(outcomes) == count))
+            pool.submit(Later(Response, 200), self.outcomes.append)
+            self.assertTrue(wait_until(lambda count=count: len(self.outcomes) == count))
             pool.collect()
         self.assertEqual(threading.active_count() - before, 1)
         pool.stop(5)
@@ -534,6 +586,26 @@ class Stopping(unittest.TestCase):
             server.stop()
             with server:
                 self.assertEqual(client.answer().status, 200)
+
+
+class AskingAgain(unittest.TestCase):
+    def test_a_later_may_be_answered_by_another_one(self) -> None:
+        rounds: list[str] = []
+
+        def ask(request: Request) -> Response | Eventually:
+            rounds.append(request.path)
+            if len(rounds) == 3:
+                return ANSWER
+            return lambda deliver: deliver(Later(ask, request))
+
+        with LiveServer() as server, server.connect() as client:
+            server.work = ask
+            client.send(b"GET /later HTTP/1.1\r\nHost: a\r\n\r\n" + GET)
+            self.assertEqual([client.answer().body for _ in range(2)], [b"hello"] * 2)
+            self.assertEqual(len(rounds), 3)
+            self.assertEqual(server.stats.requests[200], 2)
+            self.assertTrue(wait_until(lambda: server.stats.queue_depth == 0))
+            self.assertEqual(server._workers._unfinished, 0)
 
 
 class Turns(unittest.TestCase):

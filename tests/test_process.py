@@ -161,6 +161,50 @@ class Starting(ProcessTest):
         self.assertIn("did not seal", self.refused())
         self.assertEqual(self.path.read_bytes(), before)
 
+    def test_on_accounts_that_would_be_one_is_refused_by_name_and_touches_nothing(self):
+        columns = (
+            "id INTEGER PRIMARY KEY AUTOINCREMENT, username TEXT NOT NULL UNIQUE, "
+            "password_hash TEXT NOT NULL, email TEXT UNIQUE, "
+            "date_registered TIMESTAMP DEFAULT CURRENT_TIMESTAMP, last_login TIMESTAMP"
+        )
+        for table, rows, named in (
+            ("users", [("Bob", None), ("bob", None), ("al", None)], "'Bob' and 'bob': "),
+            ("Users", [("Bob", None), ("bob", None), ("a", None), ("A", None)], ", as do 1 more: "),
+            ("users", [("a", "B@c.org"), ("b", "b@c.org")], "email .* 'B@c.org' and 'b@c.org': "),
+        ):
+            with self.subTest(rows=rows):
+                self.path.unlink(missing_ok=True)
+                with contextlib.closing(sqlite3.connect(self.path)) as other, other:
+                    other.execute(f"CREATE TABLE {table} ({columns})")
+                    sql = "INSERT INTO users (username, email, password_hash) VALUES (?, ?, 'x')"
+                    other.executemany(sql, rows)
+                before = self.path.read_bytes()
+                self.assertRegex(self.refused(), named + "it can be used once")
+                self.assertEqual(self.path.read_bytes(), before)
+
+    def test_on_accounts_of_another_program_that_differ_goes_on_with_them(self):
+        with contextlib.closing(sqlite3.connect(self.path)) as other, other:
+            other.execute(
+                "CREATE TABLE users(id INTEGER PRIMARY KEY, username, password_hash, email, "
+                "date_registered, last_login)"
+            )
+            other.execute("INSERT INTO users (username) VALUES ('bob'), ('alice')")
+        server = self.serve()
+        self.assertEqual(server.ask("POST", "/register", {"username": "BOB"})[0], 409)
+
+    @unittest.skipUnless(os.name == "posix", "other systems have other permissions")
+    def test_on_a_database_that_others_may_read_says_which_files_to_close(self):
+        self.serve().end()
+        self.path.chmod(0o644)
+        server = self.serve()
+        self.assertEqual(len(server.lines), 2, server.lines)
+        command = server.lines[0].partition("others: ")[2].split()
+        names = [str(self.path), f"{self.path}-wal", f"{self.path}-shm"]
+        self.assertEqual(command, ["chmod", "600", *names])
+        subprocess.run(command, check=True)
+        server.end()
+        self.assertEqual(len(self.serve().lines), 1)
+
     def test_with_a_certificate_that_is_none_is_refused(self):
         line = self.refused("--tls-cert", "/dev/null", "--tls-key", "/dev/null")
         self.assertIn("--tls-cert", line)

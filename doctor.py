@@ -1,0 +1,423 @@
+"""What `admin.py doctor` finds: whether this installation is sound, and what to do where it is not.
+
+    machine     python, sqlite, packages            what it runs on
+    files       directory, disk, files, wal         what it runs from; the database is still closed
+    database    opened as a reader does             the end, if the server could not open it either
+    content     integrity ... clock                 each for itself: one failure hides no other
+
+Rules of this file:
+- A check is one function and one row of a table. It returns a state and a sentence; whatever it
+  raises becomes a problem of its own, never a traceback.
+- ok: nothing to do. note: it works, and there is something to know. problem: something does not
+  work, will cease to, or is exposed; the sentence says what to do.
+- Nothing is created, changed, migrated or locked, whether a server runs or not.
+- What may take long was measured: reading every page of a log of ten million rows (0.7 GB), 2 s
+  from memory and 10 s from disk. No answer of a running server waits for it.
+
+Left out: `PRAGMA foreign_key_check`. A log row that names a deleted user is shown without a name.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shlex
+import shutil
+import sqlite3
+import stat
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from pathlib import Path
+from typing import Callable, NamedTuple, Optional
+
+import accounts
+import keystore
+import settings
+from database import SCHEMA_VERSION, CannotOpen, ReadOnly, Unavailable
+
+OK, NOTE, PROBLEM = "ok", "note", "problem"
+
+PACKAGES = {"cryptography": (42,), "argon2-cffi": (23, 1)}  # as requirements.txt asks
+# sqlite.org's release notes: before it, two connections that write and checkpoint in the same
+# moment can, rarely, damage the file.
+SQLITE_SOUND = (3, 51, 3)
+MIB = 1_048_576
+DISK_PROBLEM = 64 * MIB  # a write-ahead log as it usually grows, and some 100,000 attempts
+WAL_LARGE = 64 * MIB  # SQLite takes it over at 4 MiB (1,000 pages), if no reader needs it
+OVERDUE = 60.0  # s: the server looks every second; a busy disk takes a few
+PRUNING = 86_400.0  # s: what exceeds the retention by a day is not about to be removed
+AS_THE_SERVER = "run doctor as the server's user"
+SKEW = 300.0  # s: two clocks may differ by this much, here as in `--key-skew`
+
+Verdict = tuple[str, str]
+
+
+class Finding(NamedTuple):
+    """A row of the report."""
+
+    check: str
+    state: str  # ok, note or problem
+    text: str  # what was found, and what to do
+
+
+class Place(NamedTuple):
+    """The installation, and the time on its clock."""
+
+    config: settings.Settings
+    database: ReadOnly
+    environ: MutableMapping[str, str]
+    now: float
+
+    def beside(self, suffix: str) -> Path:
+        """A file that belongs to the database."""
+        return self.database.path.with_name(self.database.path.name + suffix)
+
+
+Check = Callable[[Place], Optional[Verdict]]  # None: it does not apply
+
+
+def examine(place: Place) -> Iterator[Finding]:
+    """Every check in turn.
+
+    Raises:
+        CannotOpen: the server could not open the database either; the last finding says why.
+    """
+    yield from carry_out(OUTSIDE, place)
+    try:
+        place.database.require_ours(settings.require_ours)
+        version, missing = place.database.schema()
+    except (CannotOpen, Unavailable) as error:
+        yield Finding("database", PROBLEM, str(error))
+        raise CannotOpen(str(error)) from error
+    yield Finding("database", *schema(version, missing))
+    if version == SCHEMA_VERSION:
+        yield from carry_out(INSIDE, place)
+
+
+def carry_out(checks: Mapping[str, Check], place: Place) -> Iterator[Finding]:
+    """The findings of those that apply."""
+    for name, check in checks.items():
+        try:
+            found = check(place)
+        except PermissionError as error:
+            found = PROBLEM, f"{error.filename} is closed to this user: {AS_THE_SERVER}"
+        except (Unavailable, settings.ConfigurationError, keystore.WrongSecret) as error:
+            found = PROBLEM, str(error)
+        except Exception as error:  # whatever a damaged file or machine makes of a check
+            found = PROBLEM, f"could not be checked: {type(error).__name__}: {error}"
+        if found is not None:
+            yield Finding(name, *found)
+
+
+def verdict(problems: list[str], notes: list[str], fine: str) -> Verdict:
+    """One line of what was found, the worst first."""
+    state = PROBLEM if problems else NOTE if notes else OK
+    return state, "; ".join([*problems, *notes]) or fine
+
+
+# -- the machine
+
+
+def python(place: Place) -> Verdict:
+    """The interpreter."""
+    return OK, f"{platform.python_implementation()} {platform.python_version()}"
+
+
+def sqlite(place: Place) -> Verdict:
+    """The library, and its known error."""
+    if sqlite3.sqlite_version_info >= SQLITE_SOUND:
+        return OK, sqlite3.sqlite_version
+    return NOTE, (
+        f"{sqlite3.sqlite_version}: before {'.'.join(map(str, SQLITE_SOUND))} two processes that "
+        "write at the same moment can in rare cases damage the file: run one server on it, and "
+        "keep backups"
+    )
+
+
+def packages(place: Place) -> Verdict:
+    """The two that are needed."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    old = [
+        f"{name} {version} is too old: pip install -r requirements.txt"
+        for name, version in found.items()
+        if tuple(map(int, re.findall("[0-9]+", version)[:2])) < PACKAGES[name]
+    ]
+    return verdict(old, [], ", ".join(f"{name} {version}" for name, version in found.items()))
+
+
+# -- the files, with the database still closed
+
+
+def directory(place: Place) -> Verdict:
+    """Whether the files that SQLite and the first start make can be made, and by nobody else."""
+    folder = place.database.path.parent
+    if not folder.is_dir():
+        return PROBLEM, f"{folder} does not exist: make it, or name another file with --db"
+    mode = folder.stat().st_mode
+    problems = []
+    if not os.access(folder, os.W_OK | os.X_OK):
+        problems.append(f"{folder} is not writable for this user: give it to the server's user")
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX and os.name == "posix":
+        problems.append(f"anybody can replace the files in {folder}: chmod o-w {folder}")
+    return verdict(problems, [], str(folder))
+
+
+def disk(place: Place) -> Verdict | None:
+    """Room for what will be written, and for a backup."""
+    if not place.database.path.parent.is_dir():
+        return None
+    free = shutil.disk_usage(place.database.path.parent).free
+    size = place.database.path.stat().st_size if place.database.path.exists() else 0
+    if free < DISK_PROBLEM:
+        return PROBLEM, f"{shown(free)} free: make room, or logins will be answered 503"
+    if free < size:
+        return NOTE, f"{shown(free)} free: a backup ({shown(size)}) has no room beside the database"
+    return OK, f"{shown(free)} free"
+
+
+def files(place: Place) -> Verdict | None:
+    """Who may read and write them."""
+    ours = [place.beside(suffix) for suffix in ("", "-wal", "-shm", ".secret")]
+    existing = [path for path in ours if path.is_file()]
+    if not existing or os.name != "posix":
+        return None
+    # Of the secret, its own check speaks: there is more to do than chmod.
+    bare = [path for path in existing if path.suffix != ".secret"]
+    readable = names(path for path in bare if path.stat().st_mode & 0o077)
+    closed = names(path for path in existing if not os.access(path, os.R_OK | os.W_OK))
+    problems = [f"open to others: chmod 600 {readable}"] if readable else []
+    if closed:
+        problems.append(f"not for this user to write: {closed}; {AS_THE_SERVER}, or chown them")
+    owners = {path.stat().st_uid for path in existing}
+    if len(owners) > 1:
+        problems.append(f"of different users: chown {names(existing)} to the server's")
+    return verdict(problems, [], f"{len(existing)}, for their owner alone")
+
+
+def names(paths: Iterable[Path]) -> str:
+    """Files of one directory as a shell takes them."""
+    return " ".join(shlex.quote(path.name) for path in paths)
+
+
+def wal(place: Place) -> Verdict | None:
+    """The write-ahead log: there while a server runs, or after it was killed."""
+    log = place.beside("-wal")
+    size = log.stat().st_size if log.exists() else None
+    if size is None:
+        return OK, "none: no server has the database open"
+    if size and not place.beside("-shm").exists():
+        return NOTE, (
+            f"{log.name} ({shown(size)}) waits without its index: it is not looked at here; start "
+            "the server, which takes it over"
+        )
+    if size > WAL_LARGE:
+        return NOTE, (
+            f"{shown(size)}: a reader that never ended kept it from being taken over; end it, "
+            "then restart the server, which shortens the file"
+        )
+    return OK, f"{shown(size)}: a server has the database open, or was killed"
+
+
+# -- what the database holds
+
+
+def schema(version: int, missing: list[str]) -> Verdict:
+    """The tables."""
+    if version < SCHEMA_VERSION:
+        return NOTE, "the server's next start brings its tables up to date; then run doctor again"
+    lost = [f"the table {name} is missing: restore a backup" for name in missing]
+    return verdict(lost, [], f"schema version {version}")
+
+
+def integrity(place: Place) -> Verdict:
+    """Every page of the file, damaged or not."""
+    try:
+        damage = place.database.damage()
+    except Unavailable as error:
+        damage = [str(error)]
+    if not damage:
+        return OK, "every page can be read"
+    return PROBLEM, (
+        f"damaged ({damage[0]}): stop the server, keep a copy of the files, restore a backup; "
+        "without one, sqlite3's .recover saves what can be read"
+    )
+
+
+def secret(place: Place) -> Verdict:
+    """What the keys are opened with."""
+    warnings: list[str] = []
+    found, _ = find_secret(place, warnings)
+    if found is not None:
+        beside = f"in {place.beside('.secret').name}: who copies both files has the keys"
+        return verdict(warnings, [], "given by NOT_MY_KEY" if is_given(place) else beside)
+    if keystore.has_keys(place.database):
+        return PROBLEM, (
+            f"the keys are sealed and there is no secret to open them: set NOT_MY_KEY as the "
+            f"server has it, or put back {place.beside('.secret')}"
+        )
+    return NOTE, "none yet: the server's start makes one, unless NOT_MY_KEY is set"
+
+
+def is_given(place: Place) -> bool:
+    """Whether the variables say which secret, so that the generated one is not read."""
+    return bool(place.environ.keys() & {"NOT_MY_KEY", "NOT_MY_KEY_FILE"})
+
+
+def find_secret(place: Place, warnings: list[str]) -> tuple[bytes | None, bytes | None]:
+    """The secret and the previous one; the variables stay for the next check."""
+    environ = dict(place.environ)
+    return settings.find_secret(place.database.path, environ, warnings.append)
+
+
+def keys(place: Place) -> Verdict | None:
+    """Whether they open."""
+    said: list[str] = []
+    store = open_keys(place, said)
+    if store is None:
+        return None
+    listing = store.listing()
+    damaged = any(state == "unreadable" for _, _, state in listing)
+    notes = [] if damaged else said
+    if store.copies():
+        notes = [
+            *notes,
+            f"{store.copies()} rows are copies; of each key the first to expire counts",
+        ]
+    advice = ["find their secret, or keys revoke ROW (docs/operations.md)"] if damaged else []
+    return verdict([*said, *advice] if damaged else [], notes, f"{len(listing)}, all of them open")
+
+
+def open_keys(place: Place, said: list[str]) -> keystore.KeyStore | None:
+    """The keys as the server opens them; None if there is no secret to open any with."""
+    found, previous = find_secret(place, [])
+    if found is None:
+        return None
+    policy = keystore.remembered_policy(place.database) or place.config.policy
+    store = keystore.KeyStore(
+        place.database,
+        found,
+        policy,
+        previous=previous,
+        log=said.append,
+        clock=lambda: place.now,
+    )
+    try:
+        store.open()
+    except keystore.WrongSecret as error:
+        unread = place.beside(".secret")
+        hint = f"; {unread} is not read while NOT_MY_KEY is set" if unread.exists() else ""
+        raise keystore.WrongSecret(f"{error}{hint if is_given(place) else ''}") from error
+    return store
+
+
+def rotation(place: Place) -> Verdict | None:
+    """Whether a token can be signed, now and later."""
+    try:
+        store = open_keys(place, [])
+    except keystore.WrongSecret:
+        return None  # which `keys` says
+    if store is None:
+        return None
+    expiries = [exp for _, exp, state in store.listing() if state != "unreadable"]
+    known = keystore.remembered_policy(place.database)
+    if not expiries and known is None:
+        return NOTE, "no key yet: the server's start makes two"
+    if max(expiries, default=0) <= place.now:
+        return PROBLEM, "no unexpired key, so /auth answers 404: start the server, or keys rotate"
+    due = keystore.rotation_due(expiries, store.policy)
+    if due < place.now - OVERDUE:
+        return PROBLEM, (
+            f"the next key is overdue since {moment(due)}: start the server; if it runs, its log "
+            "says why it cannot write"
+        )
+    late = place.now + store.policy.lifetime + SKEW
+    far = [
+        f"a key expires at {moment(exp)}, later than one made now: a longer --key-lifetime or a "
+        "clock ahead of time made it, and keys rotate ends it early"
+        for exp in sorted(expiries)[-1:]
+        if exp > late
+    ]
+    return verdict([], far, f"the next key is due at {moment(due)}")
+
+
+def users(place: Place) -> Verdict:
+    """Whether each can log in, and at which cost."""
+    found = desk(place).hashes()
+    problems, notes = [], []
+    if found.unusable:
+        problems.append(
+            f"{found.unusable} cannot log in, {found.example!a:.70} for one: their hash is not "
+            "ours or costs too much: users reset NAME"
+        )
+    if found.other_cost:
+        notes.append(
+            f"{found.other_cost} of {found.total} hashes have another cost than "
+            f"--argon2 {place.config.argon2.spelled()}; each is renewed at its user's next login"
+        )
+    return verdict(problems, notes, str(found.total))
+
+
+def log(place: Place) -> Verdict:
+    """Its size, and whether old rows are removed."""
+    first, _, rows = desk(place).log_extent()
+    keep = place.config.log_retention
+    if not rows:
+        return OK, "no attempts"
+    found = f"about {rows} attempts since {first:.19}"
+    if first < accounts.utc_text(place.now - keep - PRUNING):
+        return NOTE, (
+            f"{found}: a running server removes what is older than its --log-retention "
+            f"({keep / 86_400:g} days here)"
+        )
+    return OK, found
+
+
+def clock(place: Place) -> Verdict:
+    """Whether something was written later than now."""
+    _, last, _ = desk(place).log_extent()
+    newest = max(last, accounts.utc_text(place.database.path.stat().st_mtime))
+    if newest <= accounts.utc_text(place.now + SKEW):
+        return OK, moment(place.now)
+    return NOTE, (
+        f"it is {moment(place.now)}, and something was written at {newest:.19}: if the clock is "
+        "behind, set it; if it was ahead then, nothing is to do"
+    )
+
+
+def desk(place: Place) -> accounts.Accounts:
+    """The users and the log."""
+    return accounts.Accounts(place.database, cost=place.config.argon2)
+
+
+def shown(size: int) -> str:
+    """A number of octets for people."""
+    for unit, name in ((1024 * MIB, "GiB"), (MIB, "MiB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size / 1024:.0f} KiB"
+
+
+def moment(seconds: float) -> str:
+    """A time for people."""
+    return f"{accounts.utc_text(seconds)[:19]} UTC"
+
+
+OUTSIDE: dict[str, Check] = {
+    "python": python,
+    "sqlite": sqlite,
+    "packages": packages,
+    "directory": directory,
+    "disk": disk,
+    "files": files,
+    "wal": wal,
+}
+INSIDE: dict[str, Check] = {
+    "integrity": integrity,
+    "secret": secret,
+    "keys": keys,
+    "rotation": rotation,
+    "users": users,
+    "log": log,
+    "clock": clock,
+}
