@@ -1,4 +1,4 @@
-"""Users, their Argon2id hashes, and the log of who tried to log in.
+"""Users and their Argon2id hashes: who is it, and may he have a token?
 
     register       name, e-mail -> a generated password, shown once
     authenticate   name, password -> the account; exactly one hashing step, whoever asks
@@ -9,11 +9,11 @@ Rules of this file:
   the stored hash or against a dummy made with the same parameters.
 - Whoever calls is who hashes: a server has no more threads for that than cores, since each takes
   19 MiB, which the C library keeps, and more would only take turns.
-- What an unknown user typed as a name is never stored: people type their password there.
-- Names are compared after Unicode NFC; what could be mistaken for another name (control and format
-  characters, others that show nothing, odd spaces, a difference in ASCII case only) is not a name.
+- What is in the transaction that logs an attempt decides: a password that was changed meanwhile, by
+  whichever process, is not acknowledged.
 
-SQL on `users`, `auth_logs` and `auth_outcomes`, and argon2, stay in this file.
+SQL on `users`, and argon2, stay in this file. What is a name is in names.py, the log of the
+attempts in attempts.py.
 """
 
 from __future__ import annotations
@@ -22,42 +22,23 @@ import base64
 import contextlib
 import hashlib
 import hmac
-import itertools
 import os
 import queue
 import re
 import sqlite3
 import threading
 import time
-import unicodedata
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence, Sized
-from datetime import datetime, timezone
-from typing import Callable, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Callable, NamedTuple
 
 import argon2
 
+from attempts import LOG_PAGE, OF_USER, Attempt, several, utc_text, write_log
 from database import CannotOpen, Database
+from names import checked_name
 
-T = TypeVar("T")
-
-MAX_NAME = 64  # code points: fits a log line; also what a `sub` may sensibly be
-NFC_GROWTH = 4  # code points that one may be decomposed into canonically, at the most (UAX #15)
-MAX_EMAIL = 254  # RFC 5321 §4.5.3.1.3, less the two angle brackets
-MAX_PASSWORD = 1024  # code points; a generated one has 36
-# Local part and domain as RFC 5321 bounds them; quoting and address literals are left out.
-EMAIL = re.compile(
-    r"[^\s@]{1,64}@(?=.{1,253}\Z)(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+"
-    r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-)
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # Unicode's category Cc
-# What isprintable() lets through and yet shows nothing: Unicode's Default_Ignorable_Code_Point that
-# are marks or letters, and three that fonts draw blank (braille, Khitan filler, null notehead).
-INVISIBLE = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
-    "\U00016fe4\U0001d159\U000e0100-\U000e01ef]"
-)
 HASH = re.compile(
     r"\$argon2id\$v=19\$m=([0-9]{1,8}),t=([0-9]{1,4}),p=([0-9]{1,3})\$[A-Za-z0-9+/$]+"
 )
@@ -67,44 +48,9 @@ COMMON_COST = 3 * COMMON_MEMORY  # passes x KiB of the same
 MAX_LANES = 16
 # A lack of memory or threads, in the words of the C library: its error is all that argon2 tells us.
 EXHAUSTED = {argon2.low_level.error_to_str(code) for code in (-22, -33)}  # argon2.h
-# Read at a start to prime the limiter: 500 attempts a second for a minute take 50 ms.
-RECENT_ROWS = 32_768
-PRUNED_ROWS = 100  # in one commit: some milliseconds for which logins wait, on a log of millions
-PRUNE_STEPS = 10  # commits a second: 86 million rows a day, twice what 500 logins a second leave
-CLOCKS_APART = 86_400  # seconds; a row that is dated further ahead was dated by a wrong clock
-LOG_PAGE = 1_000  # rows that an operator's command reads at a time: the log may have millions
 UNLINK_PAUSE = 0.01  # seconds between two commits of a page: as long as they take, so others write
 VERIFIED_ENTRIES = 65_536  # remembered verifications; about 20 MB when full
-
-
-OUTCOMES = ("success", "bad_password", "unknown_user", "no_key")
-OF_USER = "user_id = (SELECT id FROM users WHERE username = ?)"
 UNLINK = "UPDATE auth_logs SET user_id = NULL"
-# The log has no index on time and may be millions long: its newest rows are read. Each is judged by
-# itself, because other programs write to the table too, and grouped here, which halves the time.
-RECENT = (
-    "SELECT request_ip, group_concat(max(0, "
-    "CAST((julianday(?) - julianday(request_timestamp)) * 86400000.0 + 0.5 AS INTEGER))) "
-    "FROM auth_logs WHERE id > "
-    "coalesce((SELECT id FROM auth_logs ORDER BY id DESC LIMIT 1 OFFSET ?), 0) "
-    "AND typeof(request_timestamp) = 'text' AND request_timestamp BETWEEN ? AND ? "
-    "AND typeof(request_ip) = 'text' GROUP BY request_ip"
-)
-# 1 for a row that is too old, 0 for one to keep, NULL for one without a date that can be believed.
-DUE = (
-    "CASE WHEN typeof(request_timestamp) = 'text' AND request_timestamp <= ? "
-    "AND request_timestamp GLOB '[12][0-9][0-9][0-9]-*' THEN request_timestamp < ? END"
-)
-CONDITIONS = (  # in the order of `Wanted`
-    "coalesce(outcome, '-') = ?",  # so phrased, the log is read in its order, newest first
-    "request_ip = ?",
-    OF_USER,
-    "request_timestamp >= ?",
-)
-LOG = (
-    "auth_logs LEFT JOIN auth_outcomes ON log_id = auth_logs.id "
-    "LEFT JOIN users ON users.id = user_id"
-)
 
 
 class HashCost(NamedTuple):
@@ -135,27 +81,6 @@ class User(NamedTuple):
     new_hash: str | None = None
 
 
-class Attempt(NamedTuple):
-    """A row for the log. `proved` is the stored hash that the password was verified against."""
-
-    address: str
-    time: str
-    user_id: int | None
-    outcome: str
-    proved: str | None = None
-    new_hash: str | None = None  # takes its place
-
-
-class Logged(NamedTuple):
-    """A row of the log as an operator reads it; `user` is None if unknown, or deleted since."""
-
-    number: int
-    time: str
-    address: str
-    outcome: str
-    user: str | None
-
-
 class Hashes(NamedTuple):
     """How many of the stored hashes are what."""
 
@@ -163,24 +88,6 @@ class Hashes(NamedTuple):
     other_cost: int  # of another cost than ours: each is renewed at its user's next login
     unusable: int  # foreign, or too expensive: no password matches them
     example: str | None  # the user of one of these
-
-
-class Wanted(NamedTuple):
-    """Which rows of the log: all that agree with every member that is not None."""
-
-    outcome: str | None = None
-    address: str | None = None
-    user: str | None = None
-    since: str | None = None  # UTC text, or the beginning of one
-
-    def where(self) -> tuple[str, tuple[str, ...]]:
-        """The condition in SQL, and its parameters."""
-        given = [(sql, value) for sql, value in zip(CONDITIONS, self) if value is not None]
-        return " AND ".join(["1", *(sql for sql, _ in given)]), tuple(value for _, value in given)
-
-
-class Malformed(ValueError):
-    """This cannot be a name, an e-mail address or a password; the sentence says why."""
 
 
 class NameTaken(Exception):
@@ -206,64 +113,6 @@ class Superseded(Exception):
 
 class Busy(Exception):
     """There is no memory to hash with."""
-
-
-# -- what is a name, an e-mail address, a password
-
-
-def checked_name(text: str) -> str:
-    """The name in NFC.
-
-    Raises:
-        Malformed: not 1 to 64 visible characters, or with spaces or a colon where none may be.
-    """
-    # Bounded before it is normalised: NFC takes a second for 16,000 pairs of combining marks.
-    name = unicodedata.normalize("NFC", text) if len(text) <= NFC_GROWTH * MAX_NAME else ""
-    if not 1 <= len(name) <= MAX_NAME:
-        raise Malformed(f"username must have 1 to {MAX_NAME} characters")
-    # isprintable() is False for control, format, private and unassigned characters, lone
-    # surrogates, and every space but U+0020.
-    if not name.isprintable() or ":" in name:
-        raise Malformed("username must consist of printable characters, without a colon")
-    if INVISIBLE.search(name):
-        raise Malformed("username must not hold characters that show nothing")
-    if name.strip(" ") != name or "  " in name:
-        raise Malformed("username must not begin or end with a space or hold two in a row")
-    return name
-
-
-def checked_email(text: str) -> str:
-    """The address as typed.
-
-    Raises:
-        Malformed: it is not of the form local@domain.tld.
-    """
-    if len(text) > MAX_EMAIL or not text.isprintable() or not EMAIL.fullmatch(text):
-        raise Malformed("email must be an address like name@example.org, or be left out")
-    return text
-
-
-def checked_password(text: str) -> str:
-    """The password, unchanged: it is compared character for character.
-
-    Raises:
-        Malformed: it is empty, too long, or not Unicode text, or it holds control characters.
-    """
-    if not 1 <= len(text) <= MAX_PASSWORD:
-        raise Malformed(f"password must have 1 to {MAX_PASSWORD} characters")
-    if CONTROL.search(text):
-        raise Malformed("password must not hold control characters")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise Malformed("password must not hold a lone surrogate") from error
-    return text
-
-
-def utc_text(seconds: float) -> str:
-    """A wall-clock time as the database holds it: `YYYY-MM-DD HH:MM:SS.mmm`, UTC."""
-    moment = datetime.fromtimestamp(max(0.0, seconds), timezone.utc)
-    return moment.isoformat(" ", "milliseconds")[:23]  # without the offset
 
 
 def write_attempts(
@@ -292,7 +141,7 @@ def find_superseded(
     proved = {attempt.user_id for attempt in attempts if attempt.proved is not None}
     current = dict(
         connection.execute(
-            f"SELECT id, password_hash FROM users WHERE id IN ({_several('?', proved)})",  # noqa: S608
+            f"SELECT id, password_hash FROM users WHERE id IN ({several('?', proved)})",  # noqa: S608
             [*proved],
         )
     )
@@ -303,30 +152,12 @@ def find_superseded(
     }
 
 
-def write_log(connection: sqlite3.Connection, attempts: Sequence[Attempt]) -> None:
-    """The attempts and how they ended."""
-    # A user deleted meanwhile leaves a row without a name.
-    rows = _several("(?, ?, (SELECT id FROM users WHERE id = ?))", attempts)
-    connection.execute(
-        f"INSERT INTO auth_logs (request_ip, request_timestamp, user_id) VALUES {rows}",  # noqa: S608
-        [value for attempt in attempts for value in attempt[:3]],
-    )
-    ((last,),) = connection.execute("SELECT last_insert_rowid()")
-    # Nobody else writes within the transaction: the numbers of its rows have no gap.
-    numbered = list(enumerate(attempts, last - len(attempts) + 1))
-    connection.execute(
-        "INSERT OR REPLACE INTO auth_outcomes (log_id, outcome) VALUES "  # noqa: S608
-        + _several("(?, ?)", numbered),
-        [value for number, attempt in numbered for value in (number, attempt.outcome)],
-    )
-
-
 def write_users(connection: sqlite3.Connection, attempts: Sequence[Attempt]) -> None:
     """What a login changes about its account."""
     logins = {a.user_id: a.time for a in attempts if a.outcome == "success"}
     if logins:
         connection.execute(
-            f"WITH logins(id, time) AS (VALUES {_several('(?, ?)', logins)}) "  # noqa: S608
+            f"WITH logins(id, time) AS (VALUES {several('(?, ?)', logins)}) "  # noqa: S608
             "UPDATE users SET last_login = (SELECT time FROM logins WHERE logins.id = users.id) "
             "WHERE id IN (SELECT id FROM logins)",
             [value for login in logins.items() for value in login],
@@ -352,10 +183,6 @@ def write_accounts(
         except sqlite3.IntegrityError:  # this statement alone is undone
             taken[place] = NameTaken()
     return taken
-
-
-def _several(row: str, of: Sized) -> str:
-    return ", ".join([row] * len(of))
 
 
 def require_no_twins(connection: sqlite3.Connection) -> None:
@@ -412,8 +239,6 @@ class Accounts:
         self._hasher = argon2.PasswordHasher(cost.time, cost.memory_kib, cost.lanes)
         self._dummy = dummy_hash(cost)
         self._verified = Verified(verified_seconds, clock=monotonic)
-        # Numbers of rows: prune_log goes on after the first, and found the second to be due.
-        self._passed = self._due = 0
 
     # -- the way of a request
 
@@ -608,107 +433,6 @@ class Accounts:
             sum(count for _, count, _ in unusable),
             next((str(name) for _, _, name in unusable), None),
         )
-
-    def log_extent(self) -> tuple[str, str, int]:
-        """The times of its first and last row, and about how many there are; reads those two."""
-        ends = [
-            self._database.read(
-                "SELECT id, CAST(coalesce(request_timestamp, '') AS TEXT) FROM auth_logs "  # noqa: S608
-                f"ORDER BY id {order} LIMIT 1"
-            )
-            for order in ("ASC", "DESC")
-        ]
-        if not all(ends):
-            return "", "", 0
-        ((first, since),), ((last, until),) = ends
-        return since, until, last - first + 1
-
-    def recent_attempts(self, seconds: float) -> list[tuple[str, list[float]]]:
-        """Each address of the log, and the ages of its attempts of the last `seconds`, in seconds.
-
-        A row from the future counts as now: its clock was ahead and has been put right since.
-        """
-        now = self._clock()
-        found = self._database.read(
-            RECENT, (utc_text(now), RECENT_ROWS, utc_text(now - seconds), utc_text(now + seconds))
-        )
-        return [
-            (address, [int(age) / 1000 for age in milliseconds.split(",")])
-            for address, milliseconds in found
-            if milliseconds
-        ]
-
-    def log(self, wanted: Wanted, after: int = 0) -> Iterator[Logged]:
-        """The rows with a number above `after`, oldest first, read a page at a time."""
-        condition, values = wanted.where()
-        while True:
-            page = self._database.read(
-                "SELECT auth_logs.id, request_timestamp, request_ip, coalesce(outcome, '-'), "  # noqa: S608
-                f"username FROM {LOG} WHERE auth_logs.id > ? AND {condition} "
-                f"ORDER BY auth_logs.id LIMIT {LOG_PAGE}",
-                (after, *values),
-            )
-            yield from map(Logged._make, page)
-            if len(page) < LOG_PAGE:
-                return
-            after = page[-1][0]
-
-    def newest_number(self) -> int:
-        """The number of the newest row, 0 if there is none."""
-        ((newest,),) = self._database.read("SELECT coalesce(max(id), 0) FROM auth_logs")
-        return int(newest)
-
-    def before_last(self, wanted: Wanted, count: int) -> int:
-        """The number after which `log` yields the last `count` rows."""
-        condition, values = wanted.where()
-        found = self._database.read(
-            f"SELECT auth_logs.id FROM {LOG} WHERE {condition} "  # noqa: S608
-            "ORDER BY auth_logs.id DESC LIMIT 1 OFFSET ?",
-            (*values, count),
-        )
-        return found[0][0] if found else 0
-
-    def log_summary(self, wanted: Wanted) -> list[tuple[str, str, int, str, str]]:
-        """Address, outcome, how many attempts, the first and the last time; the most first."""
-        condition, values = wanted.where()
-        return [
-            (address, outcome, count, first, last)
-            for address, outcome, count, first, last in self._database.read(
-                "SELECT request_ip, coalesce(outcome, '-'), count(*), min(request_timestamp), "  # noqa: S608
-                f"max(request_timestamp) FROM {LOG} WHERE {condition} "
-                "GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2",
-                values,
-            )
-        ]
-
-    def prune_log(self, seconds: float) -> None:
-        """Delete log rows older than `seconds`, a bounded number of the oldest in small commits.
-
-        Rows are gone through in the order in which they were written, up to the first to be kept.
-        One without a date, or with a date to come, is passed by; it goes once one behind it is due.
-
-        Raises:
-            Unavailable: the database cannot be written; the next call tries again.
-        """
-        now = self._clock()
-        dates = utc_text(now + CLOCKS_APART), utc_text(now - seconds)
-        for _ in range(PRUNE_STEPS):
-            rows = self._database.read(
-                f"SELECT id, {DUE} FROM auth_logs WHERE id > ? ORDER BY id LIMIT ?",  # noqa: S608
-                (*dates, self._passed, PRUNED_ROWS),
-            )
-            old = list(itertools.takewhile(lambda row: row[1] != 0, rows))
-            self._due = max([self._due, *(number for number, due in old if due)])
-            self._delete_rows([(number,) for number, due in old if due or number < self._due])
-            if len(old) < PRUNED_ROWS:  # a row to be kept, or the end: the next call starts over
-                self._passed = 0
-                return
-            self._passed = old[-1][0]
-
-    def _delete_rows(self, rows: list[tuple[int]]) -> None:
-        sql = "DELETE FROM auth_logs WHERE id = ?"
-        if rows:
-            self._database.write(lambda connection: connection.executemany(sql, rows))
 
     # -- hashing
 

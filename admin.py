@@ -35,8 +35,10 @@ from typing import Any, Callable, NamedTuple, TextIO
 
 import server  # isort: skip  # first of all: it says in one line which package is missing
 import accounts
+import attempts
 import doctor
 import keystore
+import names
 import settings
 from database import CannotOpen, Database, ReadOnly, Unavailable
 
@@ -59,6 +61,10 @@ class Desk(NamedTuple):
     def accounts(self) -> accounts.Accounts:
         """The users and the log."""
         return accounts.Accounts(self.database, cost=self.config.argon2)
+
+    def log(self) -> attempts.AttemptLog:
+        """The login log."""
+        return attempts.AttemptLog(self.database, time.time)
 
     def keys(self) -> keystore.KeyStore:
         """The keys, opened with the secret that the server would use."""
@@ -137,15 +143,15 @@ def users_list(desk: Desk, options: argparse.Namespace) -> Lines:
 
 def users_add(desk: Desk, options: argparse.Namespace) -> Lines:
     """Create an account; its password is read from standard input, or generated and printed."""
-    name = accounts.checked_name(options.name)
-    email = None if options.email is None else accounts.checked_email(options.email)
+    name = names.checked_name(options.name)
+    email = None if options.email is None else names.checked_email(options.email)
     try:
         if not options.password_stdin:
             return [desk.accounts().register(name, email)]
         if desk.stdin is None:
             raise Refused("standard input is closed: there is no password to read")
         password = given_password(desk.stdin)
-        desk.accounts().add(name, email, accounts.checked_password(password))
+        desk.accounts().add(name, email, names.checked_password(password))
     except accounts.NameTaken:
         raise Refused("the name or the e-mail address is taken") from None
     return []
@@ -154,7 +160,7 @@ def users_add(desk: Desk, options: argparse.Namespace) -> Lines:
 def given_password(stdin: TextIO) -> str:
     """What standard input holds, without the line end that is the terminal's."""
     try:
-        password = stdin.read(accounts.MAX_PASSWORD + 2)
+        password = stdin.read(names.MAX_PASSWORD + 2)
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(f"the password could not be read: {error}") from None
     return password[:-1] if password.endswith("\n") else password
@@ -176,34 +182,34 @@ def users_delete(desk: Desk, options: argparse.Namespace) -> Lines:
 def log(desk: Desk, options: argparse.Namespace) -> Lines:
     """Show the attempts to log in, oldest first; with --summary their number by address."""
     user = None if options.user is None else desk.accounts().stored_name(options.user)
-    wanted = accounts.Wanted(options.outcome, options.address, user, options.since)
+    wanted = attempts.Wanted(options.outcome, options.address, user, options.since)
     if options.summary and (options.follow or options.last):
         raise Refused("--summary counts what is there: leave out --follow and --last")
     if options.summary:
-        return log_summary(desk.accounts(), wanted)
+        return log_summary(desk.log(), wanted)
     return log_rows(desk, wanted, options.last, options.follow)
 
 
-def log_summary(users: accounts.Accounts, wanted: accounts.Wanted) -> Lines:
+def log_summary(kept: attempts.AttemptLog, wanted: attempts.Wanted) -> Lines:
     """How many attempts there were by address and outcome, the most first."""
     yield "address\toutcome\tattempts\tfirst\tlast"
-    for row in users.log_summary(wanted):
+    for row in kept.summary(wanted):
         yield listed(*row)
 
 
-def log_rows(desk: Desk, wanted: accounts.Wanted, last: int | None, follow: bool) -> Lines:
+def log_rows(desk: Desk, wanted: attempts.Wanted, last: int | None, follow: bool) -> Lines:
     """The attempts, and those to come until Ctrl-C."""
     yield "time\taddress\toutcome\tuser"
-    users, stamp = desk.accounts(), object()
-    after = 0 if last is None else users.before_last(wanted, last)
+    kept, stamp = desk.log(), object()
+    after = 0 if last is None else kept.before_last(wanted, last)
     while True:
         # Looked at before the rows are: what is added meanwhile changes the next stamp.
         seen, stamp = stamp, desk.database.stamp()
         if stamp != seen:
-            newest = users.newest_number()
+            newest = kept.newest_number()
             # Somebody emptied the log, and its numbers may have begun anew.
             after = after if after <= newest else 0
-            for row in users.log(wanted, after):
+            for row in kept.rows(wanted, after):
                 after = row.number
                 yield listed(row.time, row.address, row.outcome, row.user)
             # Rows that are not wanted are not looked at again: the log may have millions.
@@ -235,7 +241,7 @@ def moment(text: str) -> str:
     """`1h` ago, or a UTC time such as `2026-11-23 18:00`, as the log spells it."""
     if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9]{2}:[0-9]{2}(:[0-9]{2})?)?", text):
         return text.replace("T", " ")
-    return accounts.utc_text(time.time() - settings.duration(text))
+    return attempts.utc_text(time.time() - settings.duration(text))
 
 
 class Argument(NamedTuple):
@@ -263,7 +269,7 @@ LOG_OPTIONS = (
     Argument("--follow", {"action": "store_true", "help": "go on with new attempts until Ctrl-C"}),
     Argument("--summary", {"action": "store_true", "help": "count them by address and outcome"}),
     Argument("--last", {"type": settings.positive, "metavar": "COUNT", "help": "the newest only"}),
-    Argument("--outcome", {"choices": accounts.OUTCOMES, "help": "how it ended"}),
+    Argument("--outcome", {"choices": attempts.OUTCOMES, "help": "how it ended"}),
     Argument("--address", {"type": address, "metavar": "ADDRESS", "help": "where it came from"}),
     Argument("--user", {"metavar": "NAME", "help": "whose account it was"}),
     Argument("--since", {"type": moment, "metavar": "WHEN", "help": "1h ago, or a time in UTC"}),
@@ -371,10 +377,10 @@ def listed(*fields: object) -> str:
 
 def escaped(text: str) -> str:
     """The text; what a terminal would obey or nobody would see, as a shell's $'...' reads it."""
-    if text.isprintable() and not accounts.INVISIBLE.search(text):
+    if text.isprintable() and not names.INVISIBLE.search(text):
         return text
     return "".join(
-        char if char.isprintable() and not accounts.INVISIBLE.match(char) else code_point(char)
+        char if char.isprintable() and not names.INVISIBLE.match(char) else code_point(char)
         for char in text
     )
 
@@ -387,7 +393,7 @@ def code_point(char: str) -> str:
 def shown_time(seconds: object) -> str:
     """A time of the table for people; what is none, or past the year 9999, as it stands there."""
     try:
-        return accounts.utc_text(float(str(seconds)))[:19]
+        return attempts.utc_text(float(str(seconds)))[:19]
     except (ValueError, OverflowError, OSError):
         return f"{seconds!r:.30}"
 
@@ -431,7 +437,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (settings.ConfigurationError, CannotOpen, keystore.WrongSecret) as error:
         tell(f"admin.py: {error}")
         return 2
-    except (Refused, accounts.Malformed, accounts.UnknownUser, accounts.Busy, Unavailable) as error:
+    except (Refused, names.Malformed, accounts.UnknownUser, accounts.Busy, Unavailable) as error:
         tell(f"admin.py: {error}")
         return 1
     except KeyboardInterrupt:

@@ -20,6 +20,7 @@ import accounts
 import credentials
 import httpd
 import keystore
+import names
 import ratelimit
 from database import Unavailable
 from httpd import Response, json_response
@@ -137,7 +138,7 @@ FAILURES: dict[type[Exception], Callable[[Exception], Response]] = {
     Limited: lambda failure: failure.args[0],
     credentials.Malformed: refuse_malformed,
     credentials.UnsupportedMediaType: refuse_media_type,
-    accounts.Malformed: refuse_malformed,
+    names.Malformed: refuse_malformed,
     accounts.NameTaken: constant(409, "already_registered", "The name or e-mail address is taken."),
     accounts.Busy: constant(503, "busy", "There is no memory to hash with; try again.", RETRY_SOON),
     Unauthorized: refuse_unauthorized,

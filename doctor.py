@@ -34,6 +34,7 @@ from typing import Callable, NamedTuple, Optional
 import accounts
 import keystore
 import settings
+from attempts import AttemptLog, utc_text
 from database import SCHEMA_VERSION, CannotOpen, ReadOnly, Unavailable
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
@@ -360,12 +361,12 @@ def users(place: Place) -> Verdict:
 
 def log(place: Place) -> Verdict:
     """Its size, and whether old rows are removed."""
-    first, _, rows = desk(place).log_extent()
+    first, _, rows = AttemptLog(place.database, lambda: place.now).extent()
     keep = place.config.log_retention
     if not rows:
         return OK, "no attempts"
     found = f"about {rows} attempts since {first:.19}"
-    if first < accounts.utc_text(place.now - keep - PRUNING):
+    if first < utc_text(place.now - keep - PRUNING):
         return NOTE, (
             f"{found}: a running server removes what is older than its --log-retention "
             f"({keep / 86_400:g} days here)"
@@ -375,9 +376,9 @@ def log(place: Place) -> Verdict:
 
 def clock(place: Place) -> Verdict:
     """Whether something was written later than now."""
-    _, last, _ = desk(place).log_extent()
-    newest = max(last, accounts.utc_text(place.database.path.stat().st_mtime))
-    if newest <= accounts.utc_text(place.now + SKEW):
+    _, last, _ = AttemptLog(place.database, lambda: place.now).extent()
+    newest = max(last, utc_text(place.database.path.stat().st_mtime))
+    if newest <= utc_text(place.now + SKEW):
         return OK, moment(place.now)
     return NOTE, (
         f"it is {moment(place.now)}, and something was written at {newest:.19}: if the clock is "
@@ -400,7 +401,7 @@ def shown(size: int) -> str:
 
 def moment(seconds: float) -> str:
     """A time for people."""
-    return f"{accounts.utc_text(seconds)[:19]} UTC"
+    return f"{utc_text(seconds)[:19]} UTC"
 
 
 OUTSIDE: dict[str, Check] = {

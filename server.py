@@ -12,11 +12,12 @@ can verify from its published key set. Run `python server.py`; see README.md for
                        accounts.py     who is it? (Argon2id)         database.py
                        keystore.py     which key signs now?          SQLite, one writer,
                        jwt_minimal.py  header.claims.signature       an fsync before the answer
-                       accounts.py     write down what came of it
+                       attempts.py     write down what came of it
 
     ratelimit.py     how often an address may ask        credentials.py   bodies and HTTP Basic
-    settings.py      flags, variables, the secret        admin.py         the operator's commands
-    answers.py       refusals, published documents       web/             the token inspector
+    names.py         what is a name, a password          settings.py      flags, the secret
+    answers.py       refusals, published documents       process.py       signals and streams
+    admin.py         the operator's commands             web/             the token inspector
 
 Rules of this file:
 - An endpoint returns a Response, returns a Later, or raises. Failures become answers in one place.
@@ -28,10 +29,8 @@ Rules of this file:
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
-import signal
 import sys
 import tempfile
 import threading
@@ -60,7 +59,10 @@ import answers
 import credentials
 import httpd
 import jwt_minimal
+import names
+import process
 import ratelimit
+from attempts import AttemptLog
 from database import CannotOpen, Database, Unavailable
 from httpd import Eventually, Later, Request, Response, json_response
 from settings import ConfigurationError, Settings
@@ -93,6 +95,7 @@ class App:
         self.database = database
         self.keys = keys
         self.accounts = users
+        self.attempts = AttemptLog(database, clock)
         self.issuer = issuer
         self.log = log
         self.clock = clock
@@ -146,10 +149,10 @@ class App:
         self.refuse_cross_site(request)
         self.limits["register"].admit(self.client(request))
         members = credentials.fields(request.headers, request.body)
-        name = accounts.checked_name(credentials.text(members, "username"))
+        name = names.checked_name(credentials.text(members, "username"))
         email = None
         if members.get("email") is not None:
-            email = accounts.checked_email(credentials.text(members, "email"))
+            email = names.checked_email(credentials.text(members, "email"))
         return self.later(self.create_account, name, email)
 
     def create_account(self, name: str, email: str | None) -> Eventually:
@@ -172,7 +175,7 @@ class App:
         client = self.client(request)
         self.limits["auth"].admit(client)
         given = credentials.name_and_password(request.headers, request.body)
-        name, password = accounts.checked_name(given[0]), accounts.checked_password(given[1])
+        name, password = names.checked_name(given[0]), names.checked_password(given[1])
         expired = credentials.flag(request.query, "expired")
         basic = credentials.uses_basic(request.headers)
         return self.later(self.issue_token, client, name, password, expired, basic)
@@ -354,7 +357,7 @@ class App:
         """Count the attempts of the last minutes that stand in the log: a restart frees no slot."""
         longest = max((rule.period for rule in self.settings.auth_limit), default=0.0)
         try:
-            attempts = self.accounts.recent_attempts(longest) if longest else []
+            attempts = self.attempts.recent(longest) if longest else []
         except Unavailable as trouble:  # a courtesy, not worth a start
             self.log(f"the limiter starts empty: {trouble}")
             return
@@ -378,7 +381,7 @@ class App:
         self.attempt("rotation", self.make_key_if_due)
         self.attempt("retention of keys", self.keys.prune)
         log_retention = self.settings.log_retention
-        self.attempt("retention of the log", lambda: self.accounts.prune_log(log_retention))
+        self.attempt("retention of the log", lambda: self.attempts.prune(log_retention))
 
     def make_key_if_due(self) -> None:
         """Make the next key one lead before it must sign."""
@@ -468,7 +471,7 @@ class Service:
             raise
         self.http.app = self.app
         self.app.http_stats = self.http.stats
-        self.reload_wanted = False  # set by SIGHUP
+        self._reload_wanted = False
         self._stopping = threading.Event()
         self._maintenance = threading.Thread(target=self._maintain, name="keys", daemon=True)
 
@@ -486,6 +489,10 @@ class Service:
         """Make `run` return; from any thread or signal handler."""
         self.http.stop()
 
+    def reload(self) -> None:
+        """Have the certificate read again; from any thread or signal handler."""
+        self._reload_wanted = True
+
     def reload_certificate(self) -> None:
         """Use the certificate that is in the files now; keep the old one if it cannot be read."""
         try:
@@ -499,8 +506,8 @@ class Service:
         while not self._stopping.wait(wait):
             was_due = not self.app.keys.due_in()
             self.app.maintain()
-            if self.reload_wanted:
-                self.reload_wanted = False
+            if self._reload_wanted:
+                self._reload_wanted = False
                 self.reload_certificate()
             left = self.app.keys.due_in()
             # What was due and still is cannot be made now; what came due meanwhile is made at once.
@@ -646,21 +653,20 @@ def running(**values: object) -> Issuer:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0 after a stop, 2 if it cannot start."""
-    occupy_standard_streams()
+    process.occupy_standard_streams()
     parser = settings.Parser(prog="server.py", description=(__doc__ or "").split("\n\n")[0])
     settings.add_settings(parser)
     flags = vars(parser.parse_args(arguments))
     log = httpd.LineLog()
     try:
-        leave_on_signals()
-        forbid_core_dumps()
-        os.umask(0o077)  # the database, its log and the secret are for us alone
+        process.leave_on_signals()
+        process.keep_secrets()
         service = Service(settings.configure(flags, environment()), environment(), log.write)
     except ConfigurationError as error:
         log.write(f"server.py: {error}")
         log.flush(1.0)
         return 2
-    obey_signals(service)
+    process.obey_signals(service.stop, service.reload if service.app.settings.tls_cert else None)
     log.write(service.app.ready_line(service.http.url))
     service.run()
     log.flush(1.0)
@@ -670,51 +676,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def environment() -> MutableMapping[str, str]:
     """The variables of this process."""
     return os.environ
-
-
-def occupy_standard_streams() -> None:
-    """Keep the numbers 0 to 2 from the next files opened: log lines in a database destroy it."""
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-
-
-def leave_on_signals() -> None:
-    """Until it is ready, SIGTERM and Ctrl-C close what was begun and exit 0."""
-
-    def leave(number: int, frame: object) -> None:
-        raise SystemExit(0)
-
-    signal.signal(signal.SIGTERM, leave)
-    signal.signal(signal.SIGINT, leave)
-
-
-def forbid_core_dumps() -> None:
-    """A core dump would hold the secret and every private key."""
-    with contextlib.suppress(ImportError, OSError, ValueError):  # Windows has no such limit
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def obey_signals(service: Service) -> None:
-    """The first SIGTERM or Ctrl-C finishes what is in flight, a second one ends at once.
-
-    SIGHUP has the certificate read again, if there is one. A handler takes no lock: the thread that
-    it interrupts may hold it.
-    """
-
-    def handle(number: int, frame: object) -> None:
-        for repeated in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(repeated, lambda number, frame: os._exit(1))
-        service.stop()
-
-    signal.signal(signal.SIGTERM, handle)
-    signal.signal(signal.SIGINT, handle)
-    if service.app.settings.tls_cert and hasattr(signal, "SIGHUP"):  # not on Windows
-        signal.signal(signal.SIGHUP, lambda n, frame: setattr(service, "reload_wanted", True))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from pathlib import Path
 import argon2
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import accounts
+import attempts
 from bench.loader import Load, post
 from bench.serving import ROOT, Process, serving
 from database import Database
@@ -141,19 +141,19 @@ def start(path: Path) -> float:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[accounts.Accounts]:
+def opened(path: Path) -> Iterator[attempts.AttemptLog]:
     with contextlib.closing(Database(path)) as database:
-        yield accounts.Accounts(database)
+        yield attempts.AttemptLog(database, time.time)
 
 
 def prune(path: Path, seconds: int) -> None:
     """What the server does about old rows in so many seconds, all at once."""
-    rows = accounts.PRUNED_ROWS * accounts.PRUNE_STEPS
-    with opened(path) as users:
+    rows = attempts.PRUNED_ROWS * attempts.PRUNE_STEPS
+    with opened(path) as log:
         times = []
         for _ in range(seconds):
             begin = time.perf_counter()
-            users.prune_log(90 * 86_400)
+            log.prune(90 * 86_400)
             times.append(time.perf_counter() - begin)
     with contextlib.closing(sqlite3.connect(path)) as connection:
         (old,) = connection.execute(
@@ -161,7 +161,7 @@ def prune(path: Path, seconds: int) -> None:
         ).fetchone()
     median = statistics.median(times)
     print(
-        f"prune: {rows:,} rows a second in {accounts.PRUNE_STEPS} commits take "
+        f"prune: {rows:,} rows a second in {attempts.PRUNE_STEPS} commits take "
         f"{median * 1000:.0f} ms of it (worst {max(times) * 1000:.0f}); "
         f"{old:,} old rows are left, which take {old / rows / 60:.0f} min"
     )

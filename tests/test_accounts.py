@@ -11,6 +11,7 @@ from unittest import mock
 import argon2
 
 import accounts
+import attempts
 from accounts import (
     Accounts,
     Busy,
@@ -33,6 +34,7 @@ class AccountsTest(TemporaryFolder):
         self.clock, self.monotonic = Clock(), Clock(100.0)
         self.database = self.open_database()
         self.accounts = self.open_accounts()
+        self.log = attempts.AttemptLog(self.database, self.clock)
 
     def open_accounts(self, **options):
         options = {"cost": CHEAPEST, "clock": self.clock, "monotonic": self.monotonic, **options}
@@ -314,7 +316,7 @@ class Operating(AccountsTest):
                 outcome = "success" if number % 3 else "bad_password"
                 user = accounts.User(number, f"user{number}", "") if number % 3 else number
                 self.accounts.record(f"10.0.0.{number}", outcome, user, written.put)
-                now = accounts.utc_text(self.clock())
+                now = attempts.utc_text(self.clock())
                 last_login = now if number % 3 else None
                 expected.append((f"10.0.0.{number}", now, outcome, number, last_login))
             self.assertEqual([written.get(timeout=5) for _ in range(300)], [None] * 300)
@@ -385,9 +387,9 @@ class Operating(AccountsTest):
             self.record("127.0.0.1", "unknown_user", None)
             self.clock.advance(10)
         counts = []
-        with mock.patch.multiple(accounts, PRUNED_ROWS=1, PRUNE_STEPS=2):
+        with mock.patch.multiple(attempts, PRUNED_ROWS=1, PRUNE_STEPS=2):
             for _ in range(3):
-                self.accounts.prune_log(25)
+                self.log.prune(25)
                 counts.append(self.rows())
         self.assertEqual(counts, [3, 2, 2])
         self.assertEqual(self.database.read("SELECT count(*) FROM auth_outcomes"), [(2,)])
@@ -403,9 +405,9 @@ class Operating(AccountsTest):
             left.append(self.rows())
             return removed
 
-        small = mock.patch.multiple(accounts, PRUNED_ROWS=2, PRUNE_STEPS=10)
+        small = mock.patch.multiple(attempts, PRUNED_ROWS=2, PRUNE_STEPS=10)
         with small, mock.patch.object(self.database, "write", counted):
-            self.accounts.prune_log(10)
+            self.log.prune(10)
         self.assertEqual(left, [4, 2, 0])
 
     def write_log(self, *times):
@@ -416,7 +418,7 @@ class Operating(AccountsTest):
 
     def at(self, seconds):
         """The clock's time and so many seconds, as the log has it."""
-        return accounts.utc_text(self.clock() + seconds)
+        return attempts.utc_text(self.clock() + seconds)
 
     def test_no_commit_of_the_pruning_is_large(self):
         self.write_log(*[self.at(-100)] * 350)
@@ -427,13 +429,13 @@ class Operating(AccountsTest):
             left.append(self.rows())
 
         with mock.patch.object(self.database, "write", counted):
-            self.accounts.prune_log(10)
+            self.log.prune(10)
         self.assertEqual(left[-1], 0)
         self.assertLessEqual(max(a - b for a, b in zip(left, left[1:])), 100)
 
     def test_prunes_a_bounded_number_of_rows_a_second(self):
         self.write_log(*[self.at(-100)] * 1_250)
-        self.accounts.prune_log(10)
+        self.log.prune(10)
         self.assertGreaterEqual(self.rows(), 250)
 
     def test_does_not_look_at_a_log_of_which_nothing_is_due_any_further_than_a_commit(self):
@@ -445,15 +447,15 @@ class Operating(AccountsTest):
             return found
 
         with mock.patch.object(self.database, "read", counted):
-            self.accounts.prune_log(10)
+            self.log.prune(10)
         self.assertLessEqual(len(rows), 100)
 
     def test_prunes_no_row_for_the_sake_of_one_that_a_wrong_clock_dated(self):
         self.write_log(*[self.at(-60)] * 98, "1970-01-01 00:00:09.000", *[self.at(0)] * 10)
-        self.accounts.prune_log(90 * 86_400)
+        self.log.prune(90 * 86_400)
         self.assertEqual(self.rows(), 109)
         self.clock.advance(90 * 86_400 - 30)
-        self.accounts.prune_log(90 * 86_400)
+        self.log.prune(90 * 86_400)
         self.assertEqual(self.rows(), 10)
 
     def test_prunes_what_stands_behind_rows_without_a_date_that_can_be_believed(self):
@@ -462,7 +464,7 @@ class Operating(AccountsTest):
                 day = -400 * 86_400
                 self.write_log(*[undated] * 250, *[self.at(day)] * 300, undated, self.at(-60))
                 for _ in range(5):
-                    self.accounts.prune_log(90 * 86_400)
+                    self.log.prune(90 * 86_400)
                 # What has no date goes with what was written after it.
                 self.assertEqual(self.rows(), 2)
                 self.database.write(lambda connection: connection.execute("DELETE FROM auth_logs"))
@@ -470,12 +472,12 @@ class Operating(AccountsTest):
     def test_prunes_what_is_too_old_by_the_clock_even_if_that_is_ahead(self):
         self.write_log(*[self.at(-100)] * 3)
         self.clock.advance(365 * 86_400)
-        self.accounts.prune_log(90 * 86_400)
+        self.log.prune(90 * 86_400)
         self.assertEqual(self.rows(), 0)
 
     def test_prunes_no_row_of_a_clock_that_is_a_little_ahead(self):
         self.write_log(*[self.at(-100)] * 3, *[self.at(5)] * 3, *[self.at(-100)] * 3)
-        self.accounts.prune_log(10)
+        self.log.prune(10)
         self.assertEqual(self.rows(), 6)
 
     def test_recent_attempts_are_the_newest_within_the_time_and_never_too_many(self):
@@ -483,21 +485,21 @@ class Operating(AccountsTest):
             self.record(f"192.0.2.{number}", "unknown_user", None)
             self.clock.advance(10)
         recent = [("192.0.2.3", [30.0]), ("192.0.2.4", [20.0]), ("192.0.2.5", [10.0])]
-        self.assertEqual(self.accounts.recent_attempts(30), recent)
-        with mock.patch.object(accounts, "RECENT_ROWS", 2):
-            self.assertEqual(self.accounts.recent_attempts(30), recent[1:])
+        self.assertEqual(self.log.recent(30), recent)
+        with mock.patch.object(attempts, "RECENT_ROWS", 2):
+            self.assertEqual(self.log.recent(30), recent[1:])
 
     def test_recent_attempts_of_an_address_are_told_to_the_millisecond(self):
         for wait in (0.001, 0.25, 59.0):
             self.record("192.0.2.1", "unknown_user", None)
             self.clock.advance(wait)
-        ((address, ages),) = self.accounts.recent_attempts(60)
+        ((address, ages),) = self.log.recent(60)
         self.assertEqual((address, sorted(ages)), ("192.0.2.1", [59.0, 59.25, 59.251]))
 
     def test_the_clock_going_back_does_not_invent_recent_attempts(self):
         self.record("127.0.0.1", "unknown_user", None)
         self.clock.advance(-31_536_000)
-        self.assertEqual(self.accounts.recent_attempts(60), [])
+        self.assertEqual(self.log.recent(60), [])
 
     def test_a_login_that_cannot_be_logged_raises(self):
         other = sqlite3.connect(self.path, isolation_level=None)

@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 import admin
 import server
 import settings
-from accounts import Accounts, Attempt, HashCost, InvalidCredentials, utc_text, write_attempts
+from accounts import Accounts, HashCost, InvalidCredentials, write_attempts
+from attempts import Attempt, AttemptLog, utc_text
 from jwt_minimal import public_jwk
 from tests.support import ROOT, TemporaryFolder, some_key
 
@@ -293,7 +294,7 @@ class TheLog(AdminTest):
                 self.assertEqual(self.log(*words), self.expected(*places))
 
     def test_is_read_a_page_at_a_time(self):
-        with mock.patch("accounts.LOG_PAGE", 2):
+        with mock.patch("attempts.LOG_PAGE", 2):
             self.assertEqual(self.log(), self.expected(0, 1, 2, 3, 4))
 
     def test_keeps_the_attempts_of_a_deleted_user_without_the_name(self):
@@ -370,16 +371,16 @@ class TheLog(AdminTest):
         self.assertEqual(self.follow(both), [*before, *expected])
 
     def test_is_followed_without_reading_again_what_was_not_wanted(self):
-        looked, real = [], Accounts.log
+        looked, real = [], AttemptLog.rows
 
-        def log(users, wanted, after=0):
+        def rows(kept, wanted, after=0):
             looked.append(after)
-            return real(users, wanted, after)
+            return real(kept, wanted, after)
 
         def add():
             self.add(("192.0.2.7", "no_key", "bob", 0))
 
-        with mock.patch.object(Accounts, "log", log):
+        with mock.patch.object(AttemptLog, "rows", rows):
             self.assertEqual(self.follow(add, add, words=("--user", "nobody")), [])
         self.assertEqual(looked, [0, len(self.ROWS), len(self.ROWS) + 1])
 

@@ -16,7 +16,7 @@ import argon2
 
 import accounts
 import jwt_minimal
-from accounts import utc_text
+from attempts import utc_text
 from database import Database
 from httpd import Later, Request, Response
 from tests.support import AppTest, header
@@ -631,10 +631,10 @@ class Failing(AppTest):
 
     def test_one_task_of_the_maintenance_does_not_stop_the_others(self):
         broken = mock.patch.object(self.app.keys, "prune", side_effect=ZeroDivisionError("x"))
-        with broken, mock.patch.object(self.app.accounts, "prune_log") as prune_log:
+        with broken, mock.patch.object(self.app.attempts, "prune") as prune:
             self.app.maintain()
             self.app.maintain()
-        self.assertEqual(prune_log.call_count, 2)
+        self.assertEqual(prune.call_count, 2)
         self.assertEqual(sum("ZeroDivisionError" in line for line in self.lines), 1)
         self.app.maintain()
         self.assertEqual(self.call("GET", "/healthz").status, 200)

@@ -14,7 +14,8 @@ import unittest
 from unittest import mock
 
 import doctor
-from accounts import Attempt, utc_text, write_attempts
+from accounts import write_attempts
+from attempts import Attempt, utc_text
 from tests.support import ROOT
 from tests.test_admin import ENVIRON, KeysTest
 from tests.test_process import SECRET, ProcessTest

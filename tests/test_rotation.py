@@ -289,7 +289,7 @@ class TheMaintenanceThread(unittest.TestCase):
         service = server.Service.__new__(server.Service)
         service.app = mock.Mock()
         service.app.keys.due_in.side_effect = due_in
-        service.reload_wanted = False
+        service._reload_wanted = False
         service._stopping = mock.Mock()
         service._stopping.wait.side_effect = [False] * (len(due_in) // 2) + [True]
         service._maintain()
