@@ -6,6 +6,8 @@ import os
 import queue
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 import time
 import unittest
@@ -13,7 +15,7 @@ from unittest import mock
 
 import database
 from database import CannotOpen, Unavailable
-from tests.support import TemporaryFolder
+from tests.support import ROOT, TemporaryFolder
 
 
 def insert(ip):
@@ -322,6 +324,34 @@ class Writing(TemporaryFolder):
         db.close()
         with self.assertRaises(Unavailable):
             db.write(insert("a"))
+
+    def test_while_another_thread_reads_ends_its_reading_and_not_the_process(self):
+        program = """
+import sys, threading
+from database import Database, Unavailable
+
+def read(db, begun):
+    numbers = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 50000)"
+    try:
+        while True:
+            begun.set()
+            db.read(numbers + " SELECT x FROM n")
+    except Unavailable as ended:
+        print(ended)
+
+for _ in range(5):
+    db, begun = Database(sys.argv[1]), threading.Event()
+    thread = threading.Thread(target=read, args=(db, begun))
+    thread.start()
+    begun.wait()
+    db.close()
+    thread.join()
+"""
+        run = subprocess.run(
+            [sys.executable, "-c", program, str(self.path)],
+            cwd=ROOT, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        self.assertEqual(run.stdout, "the database is closed\n" * 5, run.stderr)
 
 
 class Reading(TemporaryFolder):
