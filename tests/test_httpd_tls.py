@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import socket
 import ssl
 import tempfile
 import unittest
@@ -59,11 +60,13 @@ class TLS(unittest.TestCase):
         self.server.__enter__()
         self.addCleanup(self.server.__exit__)
 
-    def handshake(self, ragged: bool = True, **options: Any) -> Client:
+    def handshake(
+        self, ragged: bool = True, plain: socket.socket | None = None, **options: Any
+    ) -> Client:
         context = ssl.create_default_context(cafile=self.files[0])
         for name, value in options.items():
             setattr(context, name, value)
-        plain = self.server.connect().connection
+        plain = plain or self.server.connect().connection
         return Client(
             context.wrap_socket(plain, server_hostname="localhost", suppress_ragged_eofs=ragged)
         )
@@ -82,9 +85,26 @@ class TLS(unittest.TestCase):
                 self.assertEqual([client.answer().status for _ in range(10)], [200] * 10)
 
     def test_carries_much_to_a_slow_reader(self) -> None:
-        with self.handshake() as client:
+        with self.handshake(plain=self.server.connect_narrowly().connection) as client:
             client.send(GET.replace(b"/ ", b"/big ") * 5)
+            self.assertTrue(wait_until(lambda: self.server.seen))
             self.assertEqual([len(client.answer().body) for _ in range(5)], [1_000_000] * 5)
+
+    def test_shakes_hands_with_a_slow_reader(self) -> None:
+        with open(self.files[0], "r+b") as file:
+            file.write(file.read() * 60)  # a chain that is longer than what can be on its way
+        self.server.reload_tls()
+        with self.handshake(plain=self.server.connect_narrowly().connection) as client:
+            client.send(GET)
+            self.assertEqual(client.answer().status, 200)
+
+    def test_agrees_on_http_1_1_with_who_knows_more(self) -> None:
+        context = ssl.create_default_context(cafile=self.files[0])
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        with self.server.connect() as client:
+            secure = context.wrap_socket(client.connection, server_hostname="localhost")
+            with secure:
+                self.assertEqual(secure.selected_alpn_protocol(), "http/1.1")
 
     def test_carries_a_body_of_many_records(self) -> None:
         head = b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\n"
