@@ -258,6 +258,8 @@ class Deadlines(LiveTest):
             self.assertTrue(wait_until(lambda: self.server.stats.timeouts == 1))
             gate.set()
             self.assertEqual(statuses(self.server.ask(LAST)), [200])
+            self.assertEqual(statuses(self.server.ask(LAST)), [200])  # the worker's turn is over
+        self.assertTrue(wait_until(lambda: self.server.stats.connections_open == 0))
         self.assertEqual([line for line in self.server.lines if "error" in line], [])
 
     def test_do_not_end_what_the_server_itself_takes_long_for(self) -> None:
