@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import tempfile
 import unittest
 from collections.abc import Callable
 from unittest import mock
 
-from httpd import Limits
 from tests.httpd_live import GET, LAST, Client, LiveServer, statuses, wait_until
 from tests.test_httpd_loop import QUICK, post
-from tests.test_httpd_tls import make_certificate
 from transport import TURNED_AWAY
 
 
@@ -58,21 +55,6 @@ class Room(unittest.TestCase):
             self.assertTrue(wait_until(lambda: server.stats.connections_open == 2))
             self.assertEqual(statuses(server.ask(LAST)), [503])
             self.assertEqual(server.stats.rejected_full, 1)
-
-    def test_is_not_taken_from_a_tls_client_whose_handshake_takes_a_while(self) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            files = make_certificate(folder, "a")
-            crowd = LiveServer(
-                tls=files, max_connections=2, limits=Limits(idle_full=5.0, linger=0.04)
-            )
-            with crowd as server, contextlib.ExitStack() as stack:
-                for _ in range(2):
-                    first = stack.enter_context(server.connect())
-                    first.send(b"\x16")  # the first octet of a handshake
-                self.assertTrue(wait_until(lambda: server.stats.connections_open == 2))
-                turns = server.turns
-                self.assertTrue(wait_until(lambda: server.turns > turns + 5))  # a sweep each
-                self.assertEqual(server.stats.connections_open, 2)
 
 
 def is_reset(client: Client) -> bool:

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from httpd import Limits
 from tests.httpd_live import GET, LAST, Client, LiveServer, statuses, wait_until
 from tests.test_httpd_loop import QUICK
 
@@ -155,6 +156,16 @@ class TLS(unittest.TestCase):
         with self.handshake() as client:
             client.send(GET)
             self.assertEqual(client.answer().status, 200)
+
+    def test_is_not_cut_off_in_a_handshake_because_places_are_short(self) -> None:
+        limits = Limits(idle_full=0.0, linger=0.04)  # a sweep every 10 ms
+        crowded = LiveServer(tls=self.files, max_connections=1, limits=limits)
+        with crowded as server, server.connect() as client:
+            client.send(b"\x16")  # the first octet of a handshake
+            self.assertTrue(wait_until(lambda: server.stats.connections_open == 1))
+            turns = server.turns
+            self.assertTrue(wait_until(lambda: server.turns > turns + 5))
+            self.assertEqual(server.stats.connections_open, 1)
 
     def test_takes_a_new_certificate_while_it_serves(self) -> None:
         with self.handshake() as old:
