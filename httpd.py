@@ -130,7 +130,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server = server
         self.parser = Parser(server.limits, client)
         self.output = b""  # answered, but not taken by the client yet
-        self.busy = False  # a Later is running
+        self.busy: Deliver | None = None  # what gets the outcome of the Later that is running
         self.close_connection = False  # once the output is taken
         self.served = False
         self.more = False  # there may be complete requests that were read and not answered
@@ -184,18 +184,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def give_up(self) -> None:
         """The server ends. Who waits for a worker gets an answer all the same."""
-        if self.busy:
-            self.busy = False
-            self.close_connection = True
-            self.server.stats.requests[UNFINISHED.status] += 1
-            self.transmit([UNFINISHED.wire(self.server.tail_close)])
-        self.close()
+        if self.busy is not None:
+            self.busy(UNFINISHED)
 
     def complete(self, request: Request, started: float, outcome: Outcome) -> None:
         """A Later has run."""
+        self.busy = None
         if self.phase == CLOSED:  # the client has left
             return
-        self.busy = False
         response = self.fail(request, outcome) if isinstance(outcome, BaseException) else outcome
         self.advance([self.wire(request, response, started)])
 
@@ -245,8 +241,9 @@ class Handler(BaseHTTPRequestHandler):
         except Exception as failure:
             answer = self.fail(request, failure)
         if isinstance(answer, Later):
-            if self.server.submit(answer, partial(self.complete, request, started)):
-                self.busy = True
+            deliver = partial(self.complete, request, started)
+            if self.server.submit(answer, deliver):
+                self.busy = deliver
                 return b""
             self.server.stats.rejected_busy += 1
             answer = BUSY
@@ -446,6 +443,8 @@ class Server:
                 self._guard(handler.give_up)
                 handler.close()
             self._turned_away.close(inf)
+            if self._lines:
+                self._write_lines()
             self._workers.stop(max(0.0, self._stop_at - self.now))
             self.close()
 

@@ -90,7 +90,7 @@ def alone_in(folder: str) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > until:
-                    raise
+                    raise OSError(errno.EBUSY, "another server is starting there") from None
                 time.sleep(0.01)
         yield
     finally:

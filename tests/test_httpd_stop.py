@@ -51,6 +51,7 @@ class Stopping(unittest.TestCase):
                 self.assertEqual((answer.status, answer.headers["retry-after"]), (503, "1"))
                 self.assertIn(b"stopped", answer.body)
                 self.assertTrue(client.is_closed())
+        self.assertIn('"POST /later HTTP/1.1" 503', server.lines[-1])
 
     def test_serves_whoever_had_connected(self) -> None:
         server = LiveServer()
