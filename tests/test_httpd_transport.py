@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-import threading
+import time
 import unittest
 from unittest import mock
 
@@ -138,12 +138,14 @@ class Files(unittest.TestCase):
         folder = os.open(os.path.dirname(self.path), os.O_RDONLY)
         self.addCleanup(os.close, folder)
         fcntl.flock(folder, fcntl.LOCK_EX)  # another one is starting there
-        waiting = threading.Timer(0.1, fcntl.flock, (folder, fcntl.LOCK_UN))
         with mock.patch.object(transport, "START_PATIENCE", 0.0), self.assertRaises(OSError):
             listen_unix(self.path)
-        waiting.start()
-        unlisten(listen_unix(self.path))
-        self.assertFalse(waiting.is_alive())
+
+        def started(seconds: float) -> None:
+            fcntl.flock(folder, fcntl.LOCK_UN)
+
+        with mock.patch.object(time, "sleep", started):  # it is waiting
+            unlisten(listen_unix(self.path))
 
 
 class Certificates(unittest.TestCase):

@@ -79,6 +79,8 @@ class Server:
             socket.create_connection(("127.0.0.1", self.port)).close()
         except ConnectionRefusedError:
             return False
+        except ConnectionResetError:  # the end came in between
+            pass
         return True
 
     def end(self, number=signal.SIGTERM) -> int:
