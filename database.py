@@ -86,7 +86,7 @@ class Database:
         self.path = _absolute(path)
         self._busy_seconds = self._patience = busy_seconds
         self._local = threading.local()
-        self._readers: list[sqlite3.Connection] = []
+        self._readers: list[tuple[threading.Thread, sqlite3.Connection]] = []
         self._lock = threading.Lock()  # guards _readers and _closed
         self._closed = False
         self._log_is_left = False  # whether _leave_no_log is done; of the writer thread alone
@@ -105,8 +105,10 @@ class Database:
         """All rows of a SELECT, through this thread's own connection.
 
         Raises:
-            Unavailable: SQLite could not read the file.
+            Unavailable: SQLite could not read the file, or `close` was called.
         """
+        if self._closed:
+            raise Unavailable("the database is closed")
         try:
             return self._reader().execute(sql, parameters).fetchall()
         except sqlite3.Error as error:
@@ -198,7 +200,11 @@ class Database:
             raise CannotOpen(f"cannot write the backup {os.fspath(target)}: {error}") from error
 
     def close(self) -> None:
-        """Write what is queued, then close every connection. May be called twice."""
+        """Write what is queued, then close the connections. May be called twice.
+
+        The connection of another thread that still runs goes with that thread: to close it while
+        it reads would crash the process.
+        """
         with self._lock:
             if self._closed:
                 return
@@ -207,8 +213,11 @@ class Database:
         self._thread.join()
         if self.moved():
             self._leave_no_log()
-        for connection in [*self._readers, self._writer]:
-            connection.close()
+        for thread, connection in self._readers:
+            if thread is threading.current_thread() or not thread.is_alive():
+                connection.close()
+        self._readers.clear()
+        self._writer.close()
 
     # -- connections
 
@@ -235,7 +244,7 @@ class Database:
                 if self._closed:
                     connection.close()
                     raise Unavailable("the database is closed")
-                self._readers.append(connection)
+                self._readers.append((threading.current_thread(), connection))
             self._local.connection = connection
         return connection
 

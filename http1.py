@@ -244,6 +244,13 @@ class Parser:
             return BODY
         return HEAD if self._start < len(self._buffer) else IDLE
 
+    @property
+    def wants_no_body(self) -> bool:
+        """Whether an answer to what has begun has only a head: RFC 9110 §9.3.2, of refusals too."""
+        if self._request is not None:
+            return self._request.method == "HEAD"
+        return self._buffer.startswith(b"HEAD ", self._start)
+
     def next_request(self) -> Request | None:
         """The next complete request; None until more octets come. Raises `Refused`."""
         if self._start == len(self._buffer):
@@ -255,6 +262,7 @@ class Parser:
             # A client on a kept connection sends the same octets again and again: same verdict.
             if self._last_block and self._buffer.startswith(self._last_block, self._start):
                 self._advance(self._start + len(self._last_block))
+                self._blank_line = False
                 return self._last_request
             request = self._read_head()
             if request is None:

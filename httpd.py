@@ -51,8 +51,12 @@ from http1 import (
 )  # fmt: skip
 from linelog import ACCESS_LOGS, LineLog, printable, where
 from transport import (
+    BACKLOG,
+    RECEIVE,
     Connection,
     TLSConnection,
+    TurnedAway,
+    WantsToWrite,
     client_of,
     descriptor_room,
     listen,
@@ -69,23 +73,27 @@ __all__ = [
 ]  # fmt: skip
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
-RECEIVE = (
-    65_536  # octets a read; no TLS record is longer, so none is left half-read (RFC 8446 §5.1)
-)
 HIGH_WATER = 65_536  # octets of answers before a pipelining client has to take some
 ACCEPTS = 64  # connections taken in a row, before those that are open have their turn
 ACCEPT_PAUSE = 0.1  # seconds without accepting once the process is out of descriptors
 COMPLAIN_EVERY = 10.0  # seconds between two lines about that
 NEWCOMER_GRACE = 1.0  # seconds for a connection that has sent nothing yet when the server stops
 CROWDED = 0.9  # of the places taken: then who rests is asked to leave earlier
+LINES = 1_000  # of the access log, written together: a turn may answer a hundred thousand requests
 OUT_OF_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 # Phases of a connection, each with its deadline: first the parser's, then those without reading.
-WORK, SEND, PAUSE, LINGER = range(BODY + 1, BODY + 5)
+WORK, SEND, PAUSE, LINGER, CLOSED = range(BODY + 1, BODY + 6)
 
 FULL = error(503, "overloaded", "The server is full. Try again later.", [("Retry-After", "1")])
 BUSY = error(503, "overloaded", "The server is busy. Try again later.", [("Retry-After", "1")])
+UNFINISHED = error(
+    503,
+    "overloaded",
+    "The server stopped before this was done. Try again.",
+    [("Retry-After", "1")],
+)
 FAILED = error(500, "server_error", "The server failed. The operator's log says where.")
 LIMITS = Limits()
 LATE = Refused(408, "Send the whole request sooner.")
@@ -122,7 +130,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server = server
         self.parser = Parser(server.limits, client)
         self.output = b""  # answered, but not taken by the client yet
-        self.busy = False  # a Later is running
+        self.busy: Deliver | None = None  # what gets the outcome of the Later that is running
         self.close_connection = False  # once the output is taken
         self.served = False
         self.more = False  # there may be complete requests that were read and not answered
@@ -139,25 +147,20 @@ class Handler(BaseHTTPRequestHandler):
 
     # --- events: called by the loop
 
-    def begin(self) -> None:
-        """The connection is new; often the request has come with it."""
-        self.ready()
-        if self.interest == 0 and self.phase < WORK:
-            self.watch(READ)
-
     def resume(self) -> None:
         """The others have had their turn."""
-        if self.phase == PAUSE and self.interest >= 0:
+        if self.phase == PAUSE:
             self.advance([])
 
     def ready(self) -> None:
-        """The socket can be read, or written if that is what was waited for."""
+        """The socket can be read, or written if that is what was waited for; or it is new."""
         if self.phase >= WORK:
             self.ready_while_not_reading()
             return
         try:
             octets = self.connection.recv(RECEIVE)
-        except BlockingIOError:
+        except BlockingIOError as wait:
+            self.watch(WRITE if isinstance(wait, WantsToWrite) else READ)
             return
         except Refused as refused:  # not the TLS that this port speaks
             self.transmit([self.refuse(refused)])
@@ -179,11 +182,16 @@ class Handler(BaseHTTPRequestHandler):
         elif self.phase == WORK:  # what the client sends can wait in the kernel, and then there
             self.watch(0)
 
+    def give_up(self) -> None:
+        """The server ends. Who waits for a worker gets an answer all the same."""
+        if self.busy is not None:
+            self.busy(UNFINISHED)
+
     def complete(self, request: Request, started: float, outcome: Outcome) -> None:
         """A Later has run."""
-        if self.interest < 0:  # the client has left
+        self.busy = None
+        if self.phase == CLOSED:  # the client has left
             return
-        self.busy = False
         self.advance([self.octets_of(outcome, request, started)])
 
     def expire(self) -> None:
@@ -235,8 +243,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def octets_of(self, answer: Outcome, request: Request, started: float) -> bytes:
         if isinstance(answer, Later):
-            if self.server.submit(answer, partial(self.complete, request, started)):
-                self.busy = True
+            deliver = partial(self.complete, request, started)
+            if self.server.submit(answer, deliver):
+                self.busy = deliver
                 return b""
             answer = BUSY
         elif isinstance(answer, BaseException):
@@ -265,7 +274,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.access is not None:
             unread = Request("-", "-", client=self.client)
             self.server.note(self.client, unread, response, self.server.now)
-        return response.wire(self.server.tail_close)
+        return response.wire(self.server.tail_close, self.parser.wants_no_body)
 
     def fail(self, request: Request, failure: BaseException) -> Response:
         self.server.stats.failures += 1
@@ -343,9 +352,9 @@ class Handler(BaseHTTPRequestHandler):
         self.close()
 
     def close(self) -> None:
-        if self.interest >= 0:
+        if self.phase != CLOSED:
+            self.phase = CLOSED  # an event of the same turn finds nothing to do
             self.watch(0)
-            self.interest = -1
             self.server.forget(self)
             self.connection.close()
 
@@ -403,6 +412,7 @@ class Server:
         self._workers = Workers(
             workers, queue_limit, self._worker_finished, patience=queue_time, too_late=BUSY
         )
+        self._turned_away = TurnedAway(limits.linger)
         self._unfinished: list[Handler] = []  # have requests to answer without reading
         self._lines: list[str] = []  # of the access log, in this turn
         self._stop = False
@@ -438,7 +448,11 @@ class Server:
                 self._turn()
         finally:
             for handler in list(self._connections):
+                self._guard(handler.give_up)
                 handler.close()
+            self._turned_away.close(inf)
+            if self._lines:
+                self._write_lines()
             self._workers.stop(max(0.0, self._stop_at - self.now))
             self.close()
 
@@ -482,8 +496,7 @@ class Server:
         if self.now >= self._next_sweep:
             self._sweep()
         if self._lines:
-            self.log("\n".join(self._lines))
-            self._lines = []
+            self._write_lines()
 
     def look(self) -> None:
         """Have the caller look, before the first request of a turn is routed."""
@@ -522,8 +535,10 @@ class Server:
         crowded = len(self._connections) >= CROWDED * self._max_connections
         early = self.now + self.limits.idle - self.limits.idle_full if crowded else self.now
         for handler in list(self._connections):
-            if handler.deadline <= (early if handler.phase == IDLE else self.now):
+            rests = handler.phase == IDLE and (handler.served or self._tls is None)
+            if handler.deadline <= (early if rests else self.now):
                 self._guard(handler.expire)
+        self._turned_away.close(self.now)
         if self._accept_at is not None and self._accept_at <= self.now:
             self._accept_at = None
             self._selector.register(self._listener, READ, self._accept)
@@ -532,19 +547,21 @@ class Server:
 
     # --- connections
 
-    def _accept(self) -> None:
+    def _accept(self) -> bool:
+        """Take some connections in; whether there may be more."""
         for _ in range(ACCEPTS):
             try:
                 raw, address = self._listener.accept()
             except BlockingIOError:
-                return
+                return False
             except OSError as failure:
                 if failure.errno in OUT_OF_ROOM:
                     self._pause_accepting(failure)
-                    return
+                    return False
                 continue  # the client left before it was looked at
             raw.setblocking(False)
             self._admit(raw, client_of(address))
+        return True
 
     def _admit(self, raw: socket.socket, client: str) -> None:
         share = share_of(client)
@@ -563,16 +580,13 @@ class Server:
             self._per_client[share] += 1
             self.stats.connections_accepted += 1
             self.stats.connections_open += 1
-            self._guard(handler.begin)
+            self._guard(handler.ready)
 
     def _turn_away(self, raw: socket.socket) -> None:
-        """As good an answer as can be given without keeping the connection."""
-        with suppress(OSError):
-            raw.recv(RECEIVE)  # what is unread would reset the connection, and with it the answer
         if self._tls is None:
-            with suppress(OSError):
-                raw.send(FULL.wire(self.tail_close))
-        raw.close()
+            self._turned_away.add(raw, FULL.wire(self.tail_close), self.now)
+        else:  # a handshake would cost more than the place that it has not got
+            raw.close()
 
     def _pause_accepting(self, failure: OSError) -> None:
         """Out of descriptors: accepting again at once would fail again at once."""
@@ -610,6 +624,12 @@ class Server:
         if self.access is not None:
             seconds = time.monotonic() - started
             self._lines.append(self.access(self._stamp, client, request, response, seconds))
+            if len(self._lines) >= LINES:
+                self._write_lines()
+
+    def _write_lines(self) -> None:
+        self.log("\n".join(self._lines))
+        self._lines = []
 
     # --- answers that come later
 
@@ -642,11 +662,15 @@ class Server:
 
     def _begin_to_stop(self) -> None:
         """No new connections; those at rest go, the others have until `limits.stop`."""
-        self._accept()  # whoever has connected already is served
-        self._stop_listening()
         self.stopping = True
         self._stop_at = self.now + self.limits.stop
+        for _ in range(BACKLOG // ACCEPTS):  # whoever has connected already is served
+            if self._accept_at is not None or not self._accept():
+                break
+        self._stop_listening()
         self._sweep_every = min(self._sweep_every, 0.1)
+        self._next_sweep = self.now  # so that the next turn waits for nothing
+        self._turn()  # whoever has sent a request already is answered
         for handler in list(self._connections):
             if handler.phase == IDLE:
                 handler.deadline = self.now + (0.0 if handler.served else NEWCOMER_GRACE)

@@ -14,6 +14,7 @@ It leaves out: levels, rotation and files; those are the supervisor's (systemd, 
 from __future__ import annotations
 
 import os
+import select
 import sys
 import threading
 import time
@@ -48,10 +49,11 @@ class LineLog:
 
     def write(self, line: str) -> None:
         """Queue one line, or several with line ends between them."""
-        if len(self._lines) >= self._limit:
-            self.dropped += line.count("\n") + 1
+        lines = line.split("\n")
+        if len(self._lines) + len(lines) > self._limit:
+            self.dropped += len(lines)
             return
-        self._lines.append(line)
+        self._lines.extend(lines)
         self._written.clear()
         if not self._wake.is_set():
             self._wake.set()
@@ -101,7 +103,10 @@ class LineLog:
 
 def write_all(descriptor: int, octets: bytes) -> None:
     while octets:
-        octets = octets[os.write(descriptor, octets) :]
+        try:
+            octets = octets[os.write(descriptor, octets) :]
+        except BlockingIOError:  # whoever shares the descriptor may have made it non-blocking
+            select.select([], [descriptor], [])
 
 
 def printable(path: str) -> str:

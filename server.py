@@ -482,7 +482,7 @@ class Service:
             self.http.serve_forever()
         finally:
             self._stopping.set()
-            self._maintenance.join()
+            self._maintenance.join(TICK_SECONDS)  # not for ever: what it writes is whole or not
             self.app.database.close()
 
     def stop(self) -> None:
@@ -501,6 +501,14 @@ class Service:
         except (OSError, ValueError) as error:
             self.app.log(f"the certificate was not read again: {error}")
 
+    def _reload_aside(self) -> None:
+        """On its own thread: a pipe in place of a file takes for ever, and keys cannot wait."""
+        reading = threading.Thread(target=self.reload_certificate, daemon=True)
+        try:
+            reading.start()
+        except RuntimeError:  # the system has no more threads now
+            self._reload_wanted = True
+
     def _maintain(self) -> None:
         wait = min(TICK_SECONDS, self.app.keys.due_in())
         while not self._stopping.wait(wait):
@@ -508,7 +516,7 @@ class Service:
             self.app.maintain()
             if self._reload_wanted:
                 self._reload_wanted = False
-                self.reload_certificate()
+                self._reload_aside()
             left = self.app.keys.due_in()
             # What was due and still is cannot be made now; what came due meanwhile is made at once.
             wait = TICK_SECONDS if was_due and not left else min(TICK_SECONDS, left)

@@ -14,14 +14,22 @@ import os
 import socket
 import ssl
 import stat
-from contextlib import suppress
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from ipaddress import IPv6Address
 from typing import Any, Union
 
 from http1 import Refused
 
 BACKLOG = 4_096  # the kernel lowers it to its own limit (net.core.somaxconn, 4,096 on Linux)
-SPARE_DESCRIPTORS = 64  # for the database, the log and what a restart opens
+SPARE_DESCRIPTORS = 64  # for the database, the log, what a restart opens, and the next
+TURNED_AWAY = 16  # connections without a place that are open at a time
+START_PATIENCE = 1.0  # seconds for another server to start in the same folder
+RECEIVE = (
+    65_536  # octets a read; no TLS record is longer, so none is left half-read (RFC 8446 §5.1)
+)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -42,19 +50,56 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+class FileListener(socket.socket):
+    """A listening socket in the file system."""
+
+    file: tuple[int, int] | None = None  # its identity: another server may have taken the name
+
+
 def listen_unix(path: str) -> socket.socket:
     """A listening socket in the file system, for the owner and the group of the process."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = FileListener(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if is_abandoned(path):
-            os.unlink(path)
-        listener.bind(path)
-        os.chmod(path, 0o660)  # a proxy runs as another user: share a group with it
-        listener.listen(BACKLOG)
+        with alone_in(os.path.dirname(path) or "."):
+            if is_abandoned(path):
+                os.unlink(path)
+            listener.bind(path)
+            listener.file = identity(path)
+            os.chmod(path, 0o660)  # a proxy runs as another user: share a group with it
+            listener.listen(BACKLOG)
     except OSError:
-        listener.close()
+        unlisten(listener)
         raise
     return listener
+
+
+@contextmanager
+def alone_in(folder: str) -> Iterator[None]:
+    """While another server starts in this folder, wait; after a second that is an `OSError`.
+
+    Of two that find an abandoned socket, the second would else remove the first one's new one.
+    """
+    import fcntl  # here, since Windows has neither this nor sockets in files
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        until = time.monotonic() + START_PATIENCE
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise OSError(errno.EBUSY, "another server is starting there") from None
+                time.sleep(0.01)
+        yield
+    finally:
+        os.close(descriptor)  # and with it the lock
+
+
+def identity(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
 
 
 def is_abandoned(path: str) -> bool:
@@ -62,14 +107,17 @@ def is_abandoned(path: str) -> bool:
     if not (os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode)):
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # whose backlog is full is alive, and busy
         return probe.connect_ex(path) == errno.ECONNREFUSED
 
 
 def unlisten(listener: socket.socket) -> None:
-    """Close a listening socket, and remove its file if it has one."""
-    if listener.fileno() >= 0 and listener.family == getattr(socket, "AF_UNIX", None):
+    """Close a listening socket, and remove its file if it has one that is still its own."""
+    if isinstance(listener, FileListener) and listener.fileno() >= 0:
         with suppress(OSError):
-            os.unlink(listener.getsockname())
+            path = listener.getsockname()
+            if path and identity(path) == listener.file:
+                os.unlink(path)
     listener.close()
 
 
@@ -92,10 +140,15 @@ def tls_context(certificate: str, key: str) -> ssl.SSLContext:
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
     try:
-        context.load_cert_chain(certificate, key)
-    except OSError as error:  # ssl.SSLError among them
+        context.load_cert_chain(certificate, key, password=refuse_pass_phrase)
+    except (OSError, ValueError) as error:  # ssl.SSLError among them
         raise ValueError(f"cannot use {certificate} with {key}: {error}") from error
     return context
+
+
+def refuse_pass_phrase() -> str:
+    """In place of OpenSSL's question at the terminal, which waits for ever for an answer."""
+    raise ValueError("the key has a pass phrase; take it off: openssl pkey -in KEY -out NEW")
 
 
 def client_of(address: Any) -> str:
@@ -129,6 +182,44 @@ def descriptor_room(connections: int) -> int:
     return max(1, soft - SPARE_DESCRIPTORS)
 
 
+class TurnedAway:
+    """Connections that got one answer and no place, until their clients have had time to read it.
+
+    To close at once would be to reset a client that is still sending, and destroy the answer.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._waiting: deque[tuple[float, socket.socket]] = deque()
+
+    def add(self, raw: socket.socket, answer: bytes, now: float) -> None:
+        """Say this and no more; close later, or at once if too many wait."""
+        with suppress(OSError):  # mostly: nothing has come yet
+            raw.recv(RECEIVE)  # what is unread would reset the connection, too
+        try:
+            raw.send(answer)
+            raw.shutdown(socket.SHUT_WR)
+        except OSError:
+            raw.close()
+            return
+        self._waiting.append((now + self._seconds, raw))
+        if len(self._waiting) > TURNED_AWAY:
+            self._close_first()
+
+    def close(self, now: float) -> None:
+        """Close those whose time is over."""
+        while self._waiting and self._waiting[0][0] <= now:
+            self._close_first()
+
+    def _close_first(self) -> None:
+        _, raw = self._waiting.popleft()
+        raw.close()
+
+
+class WantsToWrite(BlockingIOError):
+    """TLS cannot read on before it has written: a handshake that the client takes slowly."""
+
+
 class TLSConnection:
     """A socket that turns to TLS with its first octet, and looks like a plain one afterwards."""
 
@@ -144,8 +235,10 @@ class TLSConnection:
             self._begin(self._context)
         try:
             return self._socket.recv(size)  # the first calls do the handshake
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        except ssl.SSLWantReadError:
             raise BlockingIOError from None
+        except ssl.SSLWantWriteError:
+            raise WantsToWrite from None
 
     def send(self, octets: bytes) -> int:
         try:

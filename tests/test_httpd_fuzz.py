@@ -21,7 +21,8 @@ class TheOracle(unittest.TestCase):
     def test_counts_requests_up_to_the_end_of_the_connection(self) -> None:
         last = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
         self.assertEqual(expected(GET + last + GET), (["GET", "GET"], None))
-        self.assertEqual(expected(GET + b"GET /\r\n"), (["GET"], 400))
+        self.assertEqual(expected(GET + b"GET /\r\n"), (["GET", "?"], 400))
+        self.assertEqual(expected(GET + b"HEAD /\r\n"), (["GET", "HEAD"], 400))
         self.assertEqual(expected(GET[:-1]), ([], None))
 
     def test_notices_what_is_no_whole_answer(self) -> None:

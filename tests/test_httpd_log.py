@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import os
+import re
 import subprocess
 import sys
 import unittest
 
-from linelog import LineLog
-from tests.httpd_live import LAST, LiveServer, statuses, wait_until
+import httpd
+from linelog import LOG_PATH, LineLog, printable
+from tests.httpd_live import GET, LAST, LiveServer, statuses, wait_until
+from tests.test_httpd_loop import post
 
 
 def pipe_writer() -> tuple[int, io.TextIOWrapper]:
@@ -28,6 +33,32 @@ class Lines(unittest.TestCase):
         stream.close()
         with os.fdopen(reading) as text:
             self.assertEqual(text.read().split("\n"), [f"line {n}" for n in range(100)] + [""])
+
+    def test_that_come_together_count_one_by_one(self) -> None:
+        reading, stream = pipe_writer()
+        log = LineLog(stream, limit=100)
+        log.write("x" * 200_000)  # more than a pipe holds
+        self.assertTrue(wait_until(lambda: not log._lines))
+        for _ in range(20):
+            log.write("\n".join(["line"] * 30))
+        self.assertEqual((len(log._lines), log.dropped), (90, 17 * 30))
+        os.close(reading)
+        self.assertTrue(log.flush(5))
+        with contextlib.suppress(BrokenPipeError):
+            stream.close()
+
+    @unittest.skipIf(sys.platform == "win32", "pipes always block there")
+    def test_wait_for_a_descriptor_that_does_not_block(self) -> None:
+        reading, stream = pipe_writer()
+        os.set_blocking(stream.fileno(), False)
+        log, lines = LineLog(stream), [f"{number} " + "x" * 1_000 for number in range(500)]
+        log.write("\n".join(lines))
+        self.assertFalse(log.flush(0.1))
+        with os.fdopen(reading) as text:
+            self.assertEqual([text.readline().rstrip("\n") for _ in lines], lines)
+        self.assertTrue(log.flush(5))
+        self.assertEqual(log.dropped, 0)
+        stream.close()
 
     def test_go_to_a_stream_in_memory_as_well(self) -> None:
         stream = io.StringIO()
@@ -84,6 +115,83 @@ class Lines(unittest.TestCase):
             [sys.executable, "-c", program], stderr=subprocess.PIPE, cwd=folder
         ) as run:
             self.assertEqual(run.wait(20), 0)
+
+
+class AccessLog(unittest.TestCase):
+    def lines(self, kind: str, octets: bytes) -> list[str]:
+        with LiveServer(access_log=kind) as server:
+            server.ask(octets)
+        return [line for text in server.lines for line in text.split("\n")]
+
+    def test_as_text_is_the_common_format_and_the_seconds(self) -> None:
+        (line,) = self.lines("text", LAST)
+        self.assertRegex(
+            line,
+            r"^127\.0\.0\.1 - - \[\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d \+0000\] "
+            r'"GET / HTTP/1\.1" 200 5 \d+\.\d{6}$',
+        )
+
+    def test_as_json_is_an_object_a_line(self) -> None:
+        first, second = (json.loads(line) for line in self.lines("json", GET + LAST))
+        self.assertEqual(
+            [first[name] for name in ("client", "method", "path", "status", "octets")],
+            ["127.0.0.1", "GET", "/", 200, 5],
+        )
+        self.assertTrue(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", second["time"]))
+
+    def test_has_a_line_for_what_was_no_request(self) -> None:
+        (line,) = self.lines("text", b"GET \x1b[2J /\r\n")
+        self.assertIn('"- - HTTP/1.1" 400', line)
+
+    def test_has_neither_queries_nor_quotation_marks_nor_endless_paths(self) -> None:
+        request = LAST.replace(b"/ ", b'/a"b\\' + b"c" * 3000 + b"?token=secret ")
+        (line,) = self.lines("text", request)
+        self.assertNotIn("secret", line)
+        self.assertEqual(line.count('"'), 2)
+        self.assertLess(len(line), 330)
+
+    def test_can_be_off(self) -> None:
+        self.assertEqual(self.lines("off", LAST), [""] * 0)
+
+    def test_as_json_has_these_members_and_no_others(self) -> None:
+        path = b"/" + b"c" * 3000
+        with LiveServer(access_log="json") as server, server.connect() as client:
+            server.take(0.05)
+            client.send(post("/later", b"") + LAST.replace(b"/ ", path + b"?token=secret "))
+            client.rest()
+        later, long = (json.loads(line) for text in server.lines for line in text.split("\n"))
+        self.assertEqual(
+            list(later), ["time", "client", "method", "path", "status", "octets", "seconds"]
+        )
+        self.assertGreaterEqual(later["seconds"], 0.05)
+        self.assertNotIn("secret", str(long))
+        self.assertEqual(len(long["path"]), LOG_PATH)
+
+    def test_of_one_turn_is_written_at_once(self) -> None:
+        with LiveServer() as server, server.connect() as client:
+            client.send(GET * 3)
+            self.assertEqual([client.answer().status for _ in range(3)], [200] * 3)
+        self.assertEqual([text.count("\n") for text in server.lines], [2])
+
+    def test_of_a_long_turn_is_written_in_parts(self) -> None:
+        count, server = 3 * httpd.LINES, LiveServer()
+        per_client = 100
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(server.connect()) for _ in range(count // per_client)]
+            for client in clients:
+                client.send(GET * per_client)
+            with server:
+                for client in clients:
+                    for _ in range(per_client):
+                        self.assertEqual(client.answer().status, 200)
+        lines = [text.count("\n") + 1 for text in server.lines]
+        self.assertEqual(sum(lines), count)
+        self.assertLessEqual(max(lines), httpd.LINES)
+
+
+class Paths(unittest.TestCase):
+    def test_are_ascii_without_control_characters(self) -> None:
+        self.assertEqual(printable('a\x1b[2J\n\x9b\u202e"'), r"a\x1b[2J\n\x9b\u202e%22")
 
 
 class Service(unittest.TestCase):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
+import struct
 import sys
 import tempfile
 import threading
 import time
 import unittest
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
+from unittest import mock
 
 import workers
 from httpd import (
@@ -102,6 +103,15 @@ class Answering(LiveTest):
                 client.send(GET)
                 self.assertEqual(client.answer().status, 200)
 
+    def test_has_the_time_of_its_own_second(self) -> None:
+        with self.server.connect() as client:
+            dates = []
+            for second in (0, 0, 1):
+                with mock.patch.object(time, "time", lambda second=second: second + 0.5):
+                    client.send(GET)
+                    dates.append(client.answer().headers["date"][-12:])
+        self.assertEqual(dates, ["00:00:00 GMT", "00:00:00 GMT", "00:00:01 GMT"])
+
     def test_says_close_and_closes(self) -> None:
         octets = self.server.ask(LAST)
         self.assertEqual(statuses(octets), [200])
@@ -121,6 +131,11 @@ class Answering(LiveTest):
             get, head = client.answer(), client.answer(head_only=True)
             self.assertEqual(get.headers, head.headers)
             self.assertEqual(client.answer().body, b"hello")
+
+    def test_of_head_has_no_body_in_a_refusal_either(self) -> None:
+        octets = self.server.ask(b"HEAD / HTTP/1.1\r\n\r\n")
+        self.assertTrue(octets.startswith(b"HTTP/1.1 400 "))
+        self.assertTrue(octets.endswith(b"\r\n\r\n"), octets)
 
     def test_passes_the_body_and_the_client_on(self) -> None:
         with self.server.connect() as client:
@@ -239,6 +254,12 @@ class Deadlines(LiveTest):
             self.assertTrue(wait_until(lambda: self.server.stats.connections_accepted == 1))
             self.assertTrue(wait_until(lambda: self.server.stats.connections_open == 0))
 
+    def test_end_a_refused_client_that_never_closes(self) -> None:
+        with self.server.connect() as client:
+            client.send(b"GET /\r\n")
+            self.assertEqual(client.answer().status, 400)
+            self.assertTrue(wait_until(lambda: self.server.stats.connections_open == 0))
+
     def test_that_end_a_connection_end_it_for_its_worker_too(self) -> None:
         gate = self.server.hold()
         with self.server.connect_narrowly() as client:
@@ -246,6 +267,8 @@ class Deadlines(LiveTest):
             self.assertTrue(wait_until(lambda: self.server.stats.timeouts == 1))
             gate.set()
             self.assertEqual(statuses(self.server.ask(LAST)), [200])
+            self.assertEqual(statuses(self.server.ask(LAST)), [200])  # the worker's turn is over
+        self.assertTrue(wait_until(lambda: self.server.stats.connections_open == 0))
         self.assertEqual([line for line in self.server.lines if "error" in line], [])
 
     def test_do_not_end_what_the_server_itself_takes_long_for(self) -> None:
@@ -460,39 +483,6 @@ class Waiting(LiveTest):
         self.claim_sleep(b"GET /\r\n", lambda client: client.send(b"x" * 1000))
 
 
-class Room(unittest.TestCase):
-    def test_for_one_client_is_a_share(self) -> None:
-        with LiveServer(max_per_client=2) as server:
-            first, second = server.connect(), server.connect()
-            for client in (first, second):
-                client.send(GET)
-                client.answer()
-            self.assertEqual(statuses(server.ask(b"")), [503])
-            self.assertEqual(server.stats.rejected_client, 1)
-            with first, second:
-                first.send(GET)
-                self.assertEqual(first.answer().status, 200)
-
-    def test_is_given_back(self) -> None:
-        with LiveServer(max_per_client=1) as server:
-            for _ in range(5):
-                self.assertEqual(statuses(server.ask(LAST)), [200])
-                self.assertTrue(wait_until(lambda: server.stats.connections_open == 0))
-            self.assertEqual(dict(server._per_client), {})
-
-    def test_is_made_by_those_who_rest(self) -> None:
-        with LiveServer(max_connections=2, limits=QUICK._replace(idle=60.0)) as server:
-            resting = [server.connect() for _ in range(2)]
-            for client in resting:
-                client.send(GET)
-                client.answer()
-            self.assertTrue(wait_until(lambda: server.stats.connections_open < 2))
-            self.assertEqual(statuses(server.ask(LAST)), [200])
-            self.assertGreaterEqual(server.stats.connections_accepted, 3)
-            for client in resting:
-                client.connection.close()
-
-
 class Addresses(unittest.TestCase):
     def test_free_port_stands_in_the_url(self) -> None:
         with LiveServer() as server:
@@ -543,49 +533,12 @@ class Addresses(unittest.TestCase):
         Server(Routes, port=int(first.url.rpartition(":")[2])).close()
 
 
-class Stopping(unittest.TestCase):
-    def test_finishes_what_is_in_flight(self) -> None:
-        with LiveServer() as server:
-            gate = server.hold()
-            working, idle, half = server.connect(), server.connect(), server.connect()
-            new = server.connect()
-            working.send(post("/later", b""))
-            idle.send(GET)
-            idle.answer()
-            half.send(GET[:-2])
-            self.assertTrue(wait_until(lambda: len(server.seen) == 2))
-            server.stop()
-            self.assertTrue(idle.is_closed())
-            new.send(GET)
-            self.assertEqual(statuses(new.rest()), [200])
-            gate.set()
-            self.assertEqual(statuses(working.rest()), [200])
-            half.send(GET[-2:])
-            octets = half.rest()
-            self.assertEqual(statuses(octets), [200])
-            self.assertIn(b"Connection: close", octets)
-            with self.assertRaises(OSError):
-                server.connect()
-            for client in (working, idle, half, new):
-                client.connection.close()
+class Blocking(Routes):
+    """Has the loop itself do the work of /work, so that everything stands still meanwhile."""
 
-    def test_does_not_wait_for_ever(self) -> None:
-        with LiveServer(limits=QUICK._replace(stop=0.3)) as server:
-            gate = server.hold()
-            self.addCleanup(gate.set)
-            with server.connect() as client:
-                client.send(post("/later", b""))
-                self.assertTrue(wait_until(lambda: server.seen))
-                server.stop()
-                self.assertTrue(client.is_closed())
-
-    def test_serves_whoever_had_connected(self) -> None:
-        server = LiveServer()
-        with server.connect() as client:
-            client.send(GET)
-            server.stop()
-            with server:
-                self.assertEqual(client.answer().status, 200)
+    def route(self, request: Request) -> Response | Later:
+        server: Any = self.server
+        return server.work(request) if request.path == "/work" else super().route(request)
 
 
 class AskingAgain(unittest.TestCase):
@@ -609,6 +562,40 @@ class AskingAgain(unittest.TestCase):
 
 
 class Turns(unittest.TestCase):
+    def test_have_nothing_for_a_connection_that_was_closed_in_them(self) -> None:
+        finished = threading.Event()
+
+        def leave(request: Request) -> Response:
+            """While the loop stands still, its next turn gets an answer and the client's end."""
+            gate.set()
+            finished.wait(5)
+            leaving.connection.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
+            leaving.connection.close()  # a reset: the answer cannot be sent
+            return ANSWER
+
+        with LiveServer(handler=Blocking) as server:
+            deliver = server._workers._finished
+
+            def tell(*answer: Any) -> None:
+                deliver(*answer)
+                finished.set()
+
+            server._workers._finished = tell
+            gate = server.hold()
+            with server.connect() as leaving, server.connect() as other:
+                leaving.send(GET)
+                leaving.answer()
+                leaving.send(post("/later", b""))
+                self.assertTrue(wait_until(lambda: len(server.seen) == 2))
+                server.work = leave
+                other.send(GET.replace(b"/ ", b"/work "))
+                self.assertEqual(other.answer().status, 200)
+                other.send(GET)
+                self.assertEqual(other.answer().status, 200)
+        self.assertEqual([line for line in server.lines if "error" in line], [])
+
     def test_begin_with_the_callers_check_and_survive_its_failure(self) -> None:
         order: list[str] = []
 
@@ -636,43 +623,6 @@ class Turns(unittest.TestCase):
             client.send(GET.replace(b"/", b"/later", 1))
             client.answer()
             self.assertEqual(len(checks), 2)
-
-
-class AccessLog(unittest.TestCase):
-    def lines(self, kind: str, octets: bytes) -> list[str]:
-        with LiveServer(access_log=kind) as server:
-            server.ask(octets)
-        return [line for text in server.lines for line in text.split("\n")]
-
-    def test_as_text_is_the_common_format_and_the_seconds(self) -> None:
-        (line,) = self.lines("text", LAST)
-        self.assertRegex(
-            line,
-            r"^127\.0\.0\.1 - - \[\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d \+0000\] "
-            r'"GET / HTTP/1\.1" 200 5 \d+\.\d{6}$',
-        )
-
-    def test_as_json_is_an_object_a_line(self) -> None:
-        first, second = (json.loads(line) for line in self.lines("json", GET + LAST))
-        self.assertEqual(
-            [first[name] for name in ("client", "method", "path", "status", "octets")],
-            ["127.0.0.1", "GET", "/", 200, 5],
-        )
-        self.assertTrue(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", second["time"]))
-
-    def test_has_a_line_for_what_was_no_request(self) -> None:
-        (line,) = self.lines("text", b"GET \x1b[2J /\r\n")
-        self.assertIn('"- - HTTP/1.1" 400', line)
-
-    def test_has_neither_queries_nor_quotation_marks_nor_endless_paths(self) -> None:
-        request = LAST.replace(b"/ ", b'/a"b\\' + b"c" * 3000 + b"?token=secret ")
-        (line,) = self.lines("text", request)
-        self.assertNotIn("secret", line)
-        self.assertEqual(line.count('"'), 2)
-        self.assertLess(len(line), 330)
-
-    def test_can_be_off(self) -> None:
-        self.assertEqual(self.lines("off", LAST), [""] * 0)
 
 
 if __name__ == "__main__":

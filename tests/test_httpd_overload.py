@@ -10,7 +10,7 @@ import sys
 import time
 import unittest
 
-from tests.httpd_live import GET, LAST, Client, statuses
+from tests.httpd_live import ANSWER, GET, LAST, Client, statuses, wait_until
 
 FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROGRAM = """
@@ -72,6 +72,33 @@ class Descriptors(unittest.TestCase):
         with Client(socket.create_connection(self.address)) as client:
             client.send(LAST)
             self.assertEqual(statuses(client.rest()), [200])
+
+    def test_that_have_run_out_do_not_disturb_the_end(self) -> None:
+        with contextlib.ExitStack() as stack:
+            clients = [
+                stack.enter_context(Client(socket.create_connection(self.address)))
+                for _ in range(30)
+            ]
+            clients[0].send(GET + GET[:-2])
+            self.assertEqual(clients[0].answer().status, 200)
+            self.assertTrue(wait_until(lambda: self.state()[2] == 1))
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+            self.process.stdin = None
+            self.assertTrue(wait_until(self.refuses))
+            clients[0].send(GET[-2:])
+            self.assertEqual(clients[0].answer().body, ANSWER.body)
+        self.assertEqual(self.process.wait(10), 0)
+
+    def refuses(self) -> bool:
+        """Whether nobody listens any more."""
+        try:
+            socket.create_connection(self.address).close()
+        except ConnectionRefusedError:
+            return True
+        except ConnectionResetError:  # the end came in between
+            pass
+        return False
 
 
 if __name__ == "__main__":

@@ -238,6 +238,23 @@ class Refusing(unittest.TestCase):
                 self.assertEqual([type(r) for r in results], [Request, int])
                 self.assertEqual(results[1], expected)
 
+    def test_knows_whether_its_answer_may_have_a_body(self) -> None:
+        for octets, bare in (
+            (b"HEAD / HTTP/1.1\r\n\r\n", True),
+            (b"HEAD /\r\n", True),
+            (chunked(b"x\r\n").replace(b"POST", b"HEAD"), True),
+            (GOOD["get"] + b"HEAD / HTTP/1.1\r\nHost : a\r\n\r\n", True),
+            (b"GET / HTTP/1.1\r\n\r\n", False),
+            (b"HEADER / HTTP/1.1\r\n\r\n", False),
+            (b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\nGET /\r\n", False),
+        ):
+            parser = Parser(LIMITS, "c")
+            parser.feed(octets)
+            with self.subTest(octets), self.assertRaises(Refused):
+                while parser.next_request() is not None:
+                    pass
+            self.assertEqual(parser.wants_no_body, bare, octets)
+
     def test_does_no_arithmetic_with_thousands_of_digits(self) -> None:
         octets = post(b"Content-Length: " + b"9" * 5_000 + b"\r\n")
         self.assertEqual(read(octets, limits=Limits()), [413])
@@ -260,11 +277,21 @@ class Pieces(unittest.TestCase):
                 for place in range(len(octets)):
                     self.claim_the_same(octets, octets[:place], octets[place:])
 
+    def test_with_blank_lines_between_the_same_request(self) -> None:
+        get, blank = GOOD["get"], b"\r\n"
+        for gaps, count in (((blank, blank), 3), ((blank + blank,), 1), ((b"", blank, blank), 4)):
+            octets = get + b"".join(gap + get for gap in gaps)
+            pieces = [get, *(piece for gap in gaps for piece in (gap, get))]
+            self.claim_the_same(octets, *pieces)
+            self.claim_the_same(octets, *(bytes([octet]) for octet in octets))
+            self.assertEqual(len([r for r in read(*pieces) if isinstance(r, Request)]), count)
+
     def test_mutated_and_cut_at_random(self) -> None:
         chance = random.Random(4)
-        whole = b"".join(GOOD.values())
+        parts = [*GOOD.values(), *[GOOD["get"]] * 5, *[GOOD["get"] + b"\r\n"] * 5]
         for _ in range(3_000):
-            octets = bytearray(whole[chance.randrange(len(whole)) :])
+            whole = b"".join(chance.choice(parts) for _ in range(6))
+            octets = bytearray(whole[chance.choice((0, chance.randrange(len(whole)))) :])
             for _ in range(chance.randrange(3)):
                 octets[chance.randrange(len(octets))] = chance.choice(b"\r\n :;,\0\x80aZ09/")
             cuts = sorted(chance.randrange(len(octets) + 1) for _ in range(chance.randrange(8)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import socket
 import ssl
 import tempfile
 import unittest
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from httpd import Limits
 from tests.httpd_live import GET, LAST, Client, LiveServer, statuses, wait_until
 from tests.test_httpd_loop import QUICK
 
@@ -59,11 +61,13 @@ class TLS(unittest.TestCase):
         self.server.__enter__()
         self.addCleanup(self.server.__exit__)
 
-    def handshake(self, ragged: bool = True, **options: Any) -> Client:
+    def handshake(
+        self, ragged: bool = True, plain: socket.socket | None = None, **options: Any
+    ) -> Client:
         context = ssl.create_default_context(cafile=self.files[0])
         for name, value in options.items():
             setattr(context, name, value)
-        plain = self.server.connect().connection
+        plain = plain or self.server.connect().connection
         return Client(
             context.wrap_socket(plain, server_hostname="localhost", suppress_ragged_eofs=ragged)
         )
@@ -82,9 +86,28 @@ class TLS(unittest.TestCase):
                 self.assertEqual([client.answer().status for _ in range(10)], [200] * 10)
 
     def test_carries_much_to_a_slow_reader(self) -> None:
-        with self.handshake() as client:
+        with self.handshake(plain=self.server.connect_narrowly().connection) as client:
             client.send(GET.replace(b"/ ", b"/big ") * 5)
+            self.assertTrue(wait_until(lambda: self.server.seen))
             self.assertEqual([len(client.answer().body) for _ in range(5)], [1_000_000] * 5)
+
+    def test_shakes_hands_with_a_slow_reader(self) -> None:
+        with open(self.files[0], "r+b") as file:
+            file.write(file.read() * 60)  # a chain that is longer than what can be on its way
+        patient = LiveServer(tls=self.files)  # the other gives a handshake a fifth of a second
+        with patient as server:
+            client = self.handshake(plain=server.connect_narrowly().connection)
+            with client:
+                client.send(GET)
+                self.assertEqual(client.answer().status, 200)
+
+    def test_agrees_on_http_1_1_with_who_knows_more(self) -> None:
+        context = ssl.create_default_context(cafile=self.files[0])
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        with self.server.connect() as client:
+            secure = context.wrap_socket(client.connection, server_hostname="localhost")
+            with secure:
+                self.assertEqual(secure.selected_alpn_protocol(), "http/1.1")
 
     def test_carries_a_body_of_many_records(self) -> None:
         head = b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\n"
@@ -135,6 +158,16 @@ class TLS(unittest.TestCase):
         with self.handshake() as client:
             client.send(GET)
             self.assertEqual(client.answer().status, 200)
+
+    def test_is_not_cut_off_in_a_handshake_because_places_are_short(self) -> None:
+        limits = Limits(idle_full=0.0, linger=0.04)  # a sweep every 10 ms
+        crowded = LiveServer(tls=self.files, max_connections=1, limits=limits)
+        with crowded as server, server.connect() as client:
+            client.send(b"\x16")  # the first octet of a handshake
+            self.assertTrue(wait_until(lambda: server.stats.connections_open == 1))
+            turns = server.turns
+            self.assertTrue(wait_until(lambda: server.turns > turns + 5))
+            self.assertEqual(server.stats.connections_open, 1)
 
     def test_takes_a_new_certificate_while_it_serves(self) -> None:
         with self.handshake() as old:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import ssl
@@ -9,10 +10,25 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
+from unittest import mock
 
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+import transport
 from tests.test_httpd_tls import make_certificate
-from transport import client_of, listen, share_of, tls_context, unlisten, url_of
+from transport import (
+    client_of,
+    is_abandoned,
+    listen,
+    listen_unix,
+    share_of,
+    tls_context,
+    unlisten,
+    url_of,
+)
 
 FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -81,7 +97,72 @@ class Listening(unittest.TestCase):
             self.assertTrue(os.path.exists(file.name))
 
 
+@unittest.skipUnless(hasattr(socket, "AF_UNIX"), "no Unix domain sockets here")
+class Files(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.path = os.path.join(folder.name, "s")
+
+    def test_of_another_server_are_left_alone(self) -> None:
+        first = listen_unix(self.path)
+        os.unlink(self.path)
+        second = listen_unix(self.path)
+        self.addCleanup(unlisten, second)
+        unlisten(first)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(self.path)
+
+    def test_that_were_taken_are_left_alone(self) -> None:
+        first = listen_unix(self.path)
+        self.addCleanup(unlisten, first)
+        with self.assertRaises(OSError):
+            listen_unix(self.path)
+        self.assertTrue(os.path.exists(self.path))
+
+    def test_whose_backlog_is_full_are_not_abandoned(self) -> None:
+        with socket.socket(socket.AF_UNIX) as busy, contextlib.ExitStack() as stack:
+            busy.bind(self.path)
+            busy.listen(0)
+            for _ in range(5):
+                client = stack.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect_ex(self.path)
+            self.assertFalse(is_abandoned(self.path))
+
+    def test_are_looked_at_and_replaced_by_one_server_at_a_time(self) -> None:
+        import fcntl
+
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(self.path)
+        folder = os.open(os.path.dirname(self.path), os.O_RDONLY)
+        self.addCleanup(os.close, folder)
+        fcntl.flock(folder, fcntl.LOCK_EX)  # another one is starting there
+        with mock.patch.object(transport, "START_PATIENCE", 0.0), self.assertRaises(OSError):
+            listen_unix(self.path)
+
+        def started(seconds: float) -> None:
+            fcntl.flock(folder, fcntl.LOCK_UN)
+
+        with mock.patch.object(time, "sleep", started):  # it is waiting
+            unlisten(listen_unix(self.path))
+
+
 class Certificates(unittest.TestCase):
+    def test_whose_key_has_a_pass_phrase_are_an_error_and_no_question(self) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        sealed = key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            certificate, path = make_certificate(folder, "a")
+            with open(path, "wb") as file:
+                file.write(sealed)
+            with self.assertRaisesRegex(ValueError, "pass phrase; take it off: openssl"):
+                tls_context(certificate, path)
+
     def test_are_used_with_tls_1_2_and_up(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             context = tls_context(*make_certificate(folder, "a"))

@@ -10,14 +10,22 @@ import re
 import signal
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
 import time
 import unittest
+import urllib.request
+from pathlib import Path
+
+from cryptography import x509
 
 import jwt_minimal
+from server import WORKERS
+from tests.httpd_live import wait_until
 from tests.support import CHEAPEST, ROOT, TemporaryFolder
+from tests.test_httpd_tls import make_certificate
 
 READY = re.compile(r"ready: (http\S+) database=(\S+) keys=(\d+)")
 SECRET = "a secret of the tests"
@@ -60,6 +68,20 @@ class Server:
             connection.request(method, path, body)
             response = connection.getresponse()
             return response.status, json.loads(response.read() or b"null")
+
+    def metric(self, name: str) -> float:
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        return float(next(line for line in lines if line.startswith(f"{name} ")).split()[1])
+
+    def listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port)).close()
+        except ConnectionRefusedError:
+            return False
+        except ConnectionResetError:  # the end came in between
+            pass
+        return True
 
     def end(self, number=signal.SIGTERM) -> int:
         if self.process.poll() is None:
@@ -253,11 +275,121 @@ class Stopping(ProcessTest):
         client.join(5)
         self.assertEqual(statuses, [401])
 
+    def test_twice_ends_at_once(self):
+        server = self.serve()
+        with self.half_a_request(server):
+            server.process.send_signal(signal.SIGTERM)
+            self.assertTrue(wait_until(lambda: not server.listens()))
+            self.assertEqual(server.end(), 1)
+
+    def test_writes_the_log_to_its_end(self):
+        server = self.serve("--access-log", "text")
+        with self.half_a_request(server) as client:
+            server.process.send_signal(signal.SIGTERM)
+            self.assertTrue(wait_until(lambda: not server.listens()))
+            client.sendall(b"\r\n")
+            self.assertTrue(client.recv(65_536).startswith(b"HTTP/1.1 200 "))
+        self.assertEqual(server.process.wait(10), 0)
+        server.end()
+        self.assertIn('"GET /healthz HTTP/1.1" 200', server.lines[-1])
+
+    def half_a_request(self, server) -> socket.socket:
+        """A client of whom only a line end is missing."""
+        client = socket.create_connection(("127.0.0.1", server.port), 10)
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n")
+        return client
+
     def test_with_standard_error_closed_the_service_goes_on(self):
         server = self.serve("--access-log", "text", close_after_ready=True)
         for _ in range(50):
             self.assertEqual(server.ask("GET", "/.well-known/jwks.json")[0], 200)
         self.assertEqual(server.end(), 0)
+
+
+class Serving(ProcessTest):
+    def test_of_the_key_set_goes_on_while_every_worker_hashes(self):
+        server = self.serve("--argon2", "t=20,m=65536,p=1", "--auth-limit", "off")
+        answered = []
+
+        def log_in() -> None:
+            with contextlib.suppress(OSError, http.client.HTTPException):  # it is killed
+                answered.append(server.ask("POST", "/auth", {"username": "a", "password": "x"}))
+
+        clients = [threading.Thread(target=log_in) for _ in range(WORKERS + 4)]
+        for client in clients:
+            client.start()
+            self.addCleanup(client.join)
+        self.addCleanup(server.end, signal.SIGKILL)
+        self.assertTrue(wait_until(lambda: server.metric("jwks_queue") > 0))
+        for _ in range(20):
+            self.assertEqual(server.ask("GET", "/.well-known/jwks.json")[0], 200)
+        self.assertEqual(answered, [])
+
+    @unittest.skipUnless(os.path.exists("/proc/self/status"), "needs /proc")
+    def test_makes_files_for_nobody_else(self):
+        with open(f"/proc/{self.serve().process.pid}/status") as status:
+            self.assertIn("Umask:\t0077\n", list(status))
+
+
+@unittest.skipUnless(hasattr(signal, "SIGHUP"), "no SIGHUP here")
+class Certificates(ProcessTest):
+    """What SIGHUP does."""
+
+    def setUp(self):
+        super().setUp()
+        self.certificate, self.key = self.make("first")
+
+    def make(self, name):
+        return make_certificate(str(self.folder), name)
+
+    def serve_tls(self) -> Server:
+        return self.serve("--tls-cert", self.certificate, "--tls-key", self.key)
+
+    def subject(self, server) -> str:
+        """Whose certificate a new client is shown."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        plain = socket.create_connection(("127.0.0.1", server.port), 10)
+        with context.wrap_socket(plain) as secure:
+            shown = x509.load_der_x509_certificate(secure.getpeercert(binary_form=True))
+        return shown.subject.rfc4514_string()
+
+    def test_are_read_again(self):
+        server = self.serve_tls()
+        self.assertEqual(self.subject(server), "CN=first")
+        self.make("second")
+        server.process.send_signal(signal.SIGHUP)
+        self.assertTrue(wait_until(lambda: self.subject(server) == "CN=second"))
+
+    def test_that_are_broken_change_nothing_until_they_are_whole(self):
+        server = self.serve_tls()
+        Path(self.key).write_text("no key")
+        server.process.send_signal(signal.SIGHUP)
+        self.assertTrue(wait_until(lambda: "was not read again" in "".join(server.lines)))
+        self.assertEqual(self.subject(server), "CN=first")
+        self.make("second")
+        server.process.send_signal(signal.SIGHUP)
+        self.assertTrue(wait_until(lambda: self.subject(server) == "CN=second"))
+
+    def test_that_never_end_hold_up_neither_the_service_nor_its_end(self):
+        server = self.serve_tls()
+        os.unlink(self.key)
+        os.mkfifo(self.key)
+        server.process.send_signal(signal.SIGHUP)
+        ends: list[int] = []
+        self.assertTrue(wait_until(lambda: self.has_a_reader(ends)))
+        self.addCleanup(os.close, ends[0])
+        os.unlink(self.key)
+        self.make("second")
+        server.process.send_signal(signal.SIGHUP)
+        self.assertTrue(wait_until(lambda: self.subject(server) == "CN=second"))
+        self.assertEqual(server.end(), 0)
+
+    def has_a_reader(self, ends: list[int]) -> bool:
+        """Whether the pipe is being read; then it is held open, so that it does not end."""
+        with contextlib.suppress(OSError):
+            ends.append(os.open(self.key, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(ends)
 
 
 class Changing(ProcessTest):

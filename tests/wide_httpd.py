@@ -110,7 +110,8 @@ def messages(draw: Any) -> bytes:
     return b"".join((draw(STARTS), draw(ENDS), host, fields, end, draw(BODIES)))
 
 
-STREAMS = st.lists(messages(), min_size=1, max_size=3).map(b"".join)
+PLAIN = st.sampled_from([b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"\r\n"])
+STREAMS = st.lists(messages() | PLAIN, min_size=1, max_size=5).map(b"".join)
 
 
 class BesideH11(unittest.TestCase):

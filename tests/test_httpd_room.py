@@ -1,0 +1,132 @@
+"""Places: who gets one, who makes room, and what those are told who get none."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import unittest
+from collections.abc import Callable
+from unittest import mock
+
+from tests.httpd_live import GET, LAST, Client, LiveServer, statuses, wait_until
+from tests.test_httpd_loop import QUICK, post
+from transport import TURNED_AWAY
+
+
+class Room(unittest.TestCase):
+    def test_for_one_client_is_a_share(self) -> None:
+        with LiveServer(max_per_client=2) as server:
+            first, second = server.connect(), server.connect()
+            for client in (first, second):
+                client.send(GET)
+                client.answer()
+            self.assertEqual(statuses(server.ask(b"")), [503])
+            self.assertEqual(server.stats.rejected_client, 1)
+            with first, second:
+                first.send(GET)
+                self.assertEqual(first.answer().status, 200)
+
+    def test_is_given_back(self) -> None:
+        with LiveServer(max_per_client=1) as server:
+            for _ in range(5):
+                self.assertEqual(statuses(server.ask(LAST)), [200])
+                self.assertTrue(wait_until(lambda: server.stats.connections_open == 0))
+            self.assertEqual(dict(server._per_client), {})
+
+    def test_is_made_by_those_who_rest(self) -> None:
+        with LiveServer(max_connections=2, limits=QUICK._replace(idle=60.0)) as server:
+            resting = [server.connect() for _ in range(2)]
+            for client in resting:
+                client.send(GET)
+                client.answer()
+            self.assertTrue(wait_until(lambda: server.stats.connections_open < 2))
+            self.assertEqual(statuses(server.ask(LAST)), [200])
+            self.assertGreaterEqual(server.stats.connections_accepted, 3)
+            for client in resting:
+                client.connection.close()
+
+    def test_is_never_for_more_than_there_are_places(self) -> None:
+        with LiveServer(max_connections=2) as server, contextlib.ExitStack() as stack:
+            gate = server.hold()
+            stack.callback(gate.set)
+            for _ in range(2):
+                busy = stack.enter_context(server.connect())
+                busy.send(post("/later", b""))
+            self.assertTrue(wait_until(lambda: server.stats.connections_open == 2))
+            self.assertEqual(statuses(server.ask(LAST)), [503])
+            self.assertEqual(server.stats.rejected_full, 1)
+
+
+def is_reset(client: Client) -> bool:
+    """Whether the connection was reset: by octets that nobody read, or came after the close."""
+    try:
+        client.send(b"x")
+    except OSError:
+        return True
+    return False
+
+
+class TurningAway(unittest.TestCase):
+    """Who gets no place is told so, whatever else it is sending."""
+
+    def test_reaches_a_client_that_still_sends(self) -> None:
+        with LiveServer(max_connections=1) as server, server.connect() as holder:
+            holder.send(GET[:-2])
+            self.assertTrue(wait_until(lambda: server.stats.connections_open == 1))
+            for number in range(1, 30):
+                with server.connect() as client:
+                    *head, first, last = post("/echo", b"abc")
+                    client.send(bytes(head))
+                    self.assertTrue(
+                        wait_until(lambda number=number: server.stats.rejected_full == number)
+                    )
+                    for octet in (first, last):  # a closed socket answers the first with a reset
+                        client.send(bytes([octet]))
+                    self.assertEqual(statuses(client.rest()), [503])
+
+    def test_reaches_more_clients_than_are_remembered(self) -> None:
+        server = LiveServer(max_connections=1)
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(server.connect()) for _ in range(TURNED_AWAY + 10)]
+            for client in clients:
+                client.send(GET)
+            with server:
+                refused = [statuses(client.rest()) for client in clients[1:]]
+                resets = [client for client in clients[1:] if is_reset(client)]
+        self.assertEqual(refused, [[503]] * (TURNED_AWAY + 9))
+        self.assertEqual(resets, [])  # some systems would have dropped the answer
+
+    def test_ends_after_a_while(self) -> None:
+        self.claim_end(0.05)
+
+    def test_ends_with_the_server(self) -> None:
+        self.claim_end(60.0, LiveServer.stop)
+
+    def claim_end(self, linger: float, then: Callable[[LiveServer], object] = id) -> None:
+        limits = QUICK._replace(head_time=60.0, linger=linger)
+        with LiveServer(max_connections=1, limits=limits) as server, server.connect() as holder:
+            holder.send(GET[:-2])
+            with server.connect() as refused:
+                self.assertEqual(statuses(refused.rest()), [503])
+                holder.connection.close()
+                then(server)
+                self.assertTrue(wait_until(lambda: is_reset(refused)))
+
+
+class Accepting(unittest.TestCase):
+    def test_passes_over_a_client_that_has_left_already(self) -> None:
+        accept, failures = socket.socket.accept, [ConnectionAbortedError(103, "gone")]
+
+        def flaky(listener: socket.socket) -> object:
+            if failures:
+                raise failures.pop()
+            return accept(listener)
+
+        with LiveServer() as server, mock.patch.object(socket.socket, "accept", flaky):
+            self.assertEqual(statuses(server.ask(LAST)), [200])
+        self.assertEqual([line for line in server.lines if "error" in line], [])
+        self.assertEqual(failures, [])
+
+
+if __name__ == "__main__":
+    unittest.main()
