@@ -184,8 +184,7 @@ class App:
         self, client: str, name: str, password: str, expired: bool, basic: bool
     ) -> Eventually:
         """The slow rest of /auth, on a worker thread. Whatever comes of it is logged first."""
-        with self.accounts.about_to_record():
-            outcome, user, answer = self.judge(name, password, expired, basic)
+        outcome, user, answer = self.judge(name, password, expired, basic)
         again = self.later(self.issue_token, client, name, password, expired, basic)
         return self.logged(client, outcome, user, answer, again)
 
@@ -201,9 +200,10 @@ class App:
             key = self.keys.expired_key() if expired else self.keys.signing_key()
         except keystore.NoSigningKey as failure:
             return "no_key", user, self.refusal(failure)
-        claims = self.claims(user.name, key, expired)
-        token = jwt_minimal.encode(claims, key.private_key, key.kid)
-        return "success", user, answers.token_response(token, claims, expired)
+        with self.accounts.about_to_record():
+            claims = self.claims(user.name, key, expired)
+            token = jwt_minimal.encode(claims, key.private_key, key.kid)
+            return "success", user, answers.token_response(token, claims, expired)
 
     def logged(
         self,
