@@ -12,8 +12,8 @@ Rules of this file:
 - What is in the transaction that logs an attempt decides: a password that was changed meanwhile, by
   whichever process, is not acknowledged.
 
-SQL on `users`, and argon2, stay in this file. What is a name is in names.py, the log of the
-attempts in attempts.py.
+SQL that changes `users`, and argon2, stay in this file. What is a name is in names.py, the log of
+the attempts in attempts.py.
 """
 
 from __future__ import annotations
@@ -134,17 +134,19 @@ def write_attempts(
 def find_superseded(
     connection: sqlite3.Connection, attempts: Sequence[Attempt]
 ) -> dict[int, Exception]:
-    """Whose password was changed since it was verified, or whose account was deleted.
+    """Whose name or password was changed since it was verified, or whose account was deleted.
 
     Nobody else writes within this transaction: what is true here is true at the commit.
     """
     proved = {attempt.user_id for attempt in attempts if attempt.proved is not None}
-    current = dict(
-        connection.execute(
-            f"SELECT id, password_hash FROM users WHERE id IN ({several('?', proved)})",  # noqa: S608
+    current = {
+        number: (name, password_hash)
+        for number, name, password_hash in connection.execute(
+            "SELECT id, username, password_hash FROM users "  # noqa: S608
+            f"WHERE id IN ({several('?', proved)})",
             [*proved],
         )
-    )
+    }
     return {
         place: Superseded()
         for place, attempt in enumerate(attempts)
@@ -279,7 +281,7 @@ class Accounts:
         return user
 
     def about_to_record(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, an attempt is on its way to `record`: others wait for it to share a commit."""
+        """Inside, an attempt is being signed and recorded next: others wait to share its commit."""
         return self._database.announced()
 
     def record(
@@ -299,7 +301,8 @@ class Accounts:
             attempt = Attempt(address, now, user, outcome)
             self._database.append(write_attempts, attempt, written)
             return
-        attempt = Attempt(address, now, user.id, outcome, user.password_hash, user.new_hash)
+        proved = user.name, user.password_hash
+        attempt = Attempt(address, now, user.id, outcome, proved, user.new_hash)
 
         def told(trouble: Exception | None) -> None:
             if isinstance(trouble, Superseded):
@@ -471,8 +474,8 @@ class Verified:
 
     Holds no password: a keyed BLAKE2b under a key that dies with the process, over the password and
     the stored hash it matched. A wrong password is never found here and always pays for Argon2. A
-    reset or a deletion, by whichever process, is noticed where the login is written down: in the
-    transaction that would acknowledge it.
+    reset, a deletion or a new name, by whichever process, is noticed where the login is written
+    down: in the transaction that would acknowledge it.
     """
 
     def __init__(self, seconds: float, *, clock: Callable[[], float]) -> None:

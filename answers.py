@@ -315,7 +315,7 @@ def exposition(
         ("responses_total", "counter", "Answers by status.", "status", http.requests),
         ("connections", "gauge", "Open connections.", "", {"": http.connections_open}),
         ("connections_total", "counter", "Connections.", "", {"": http.connections_accepted}),
-        ("queue", "gauge", "Requests that wait for a worker.", "", {"": http.queue_depth}),
+        ("queue", "gauge", "Waiting for a worker or the disk.", "", {"": http.queue_depth}),
         ("rejected_total", "counter", "Turned away under load.", "reason", refused),
         ("timeouts_total", "counter", "Clients that were too slow.", "", {"": http.timeouts}),
         ("log_lines_dropped_total", "counter", "Lines lost.", "", {"": http.log_lines_dropped}),

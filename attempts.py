@@ -61,14 +61,14 @@ LOG = (
 
 
 class Attempt(NamedTuple):
-    """A row for the log. `proved` is the stored hash that the password was verified against."""
+    """A row for the log. `proved`: the name and stored hash that the password was verified for."""
 
     address: str
     time: str
     user_id: int | None
     outcome: str
-    proved: str | None = None
-    new_hash: str | None = None  # takes its place
+    proved: tuple[str, str] | None = None
+    new_hash: str | None = None  # takes the place of that hash
 
 
 class Logged(NamedTuple):

@@ -49,6 +49,7 @@ GATHER_STEPS, GATHER_STEP_SECONDS = 4, 0.001
 SCHEMA = Path(__file__).with_name("schema.sql")
 MIGRATIONS = (SCHEMA,)  # the script at place n turns PRAGMA user_version n into n + 1
 SCHEMA_VERSION = len(MIGRATIONS)
+DAMAGED = (sqlite3.Error, UnicodeError)  # the second where SQLite's own words quote the damage
 
 # The tables that other programs read with us; a file with other columns in them is not ours.
 COLUMNS = {
@@ -94,7 +95,7 @@ class Database:
             _create_private(self.path)
             self._writer = _prepared(self._connect(), accept)
             self._files = _identities(self.path)
-        except (OSError, sqlite3.Error, CannotOpen) as error:
+        except (OSError, *DAMAGED, CannotOpen) as error:
             raise CannotOpen(_why_not(self.path, error)) from error
         self._jobs: queue.SimpleQueue[_Job | _Row | None] = queue.SimpleQueue()
         self._announced: list[None] = []  # one for each row to come; append and pop are atomic
@@ -111,7 +112,7 @@ class Database:
             raise Unavailable("the database is closed")
         try:
             return self._reader().execute(sql, parameters).fetchall()
-        except sqlite3.Error as error:
+        except DAMAGED as error:
             raise Unavailable(f"cannot read {self.path.name}: {error}") from error
 
     def write(self, job: Callable[[sqlite3.Connection], T]) -> T:
@@ -150,7 +151,7 @@ class Database:
 
     @contextlib.contextmanager
     def announced(self) -> Iterator[None]:
-        """Inside, a row is about to be appended: a commit waits for it, though not for long."""
+        """Inside, a row will soon be appended: a commit waits for it, though not for long."""
         self._announced.append(None)
         try:
             yield
@@ -170,7 +171,7 @@ class Database:
     def stamp(self) -> object:
         """A value that differs from an earlier one on this thread if the file changed in between.
 
-        Costs a few microseconds: it is asked once per turn of the event loop.
+        Costs a few microseconds: it is asked before the first request of a turn of the loop.
 
         Raises:
             Unavailable: the file is gone or was replaced, or SQLite could not read it.
@@ -383,7 +384,7 @@ class ReadOnly(Database):
         """
         try:
             return self._ask(lambda connection: connection.execute(sql, parameters).fetchall())
-        except sqlite3.Error as error:
+        except DAMAGED as error:
             raise Unavailable(f"cannot read {self.path.name}: {error}") from error
 
     def require_ours(self, accept: Accept) -> None:
@@ -400,7 +401,7 @@ class ReadOnly(Database):
             self._ask(lambda connection: _require_ours(connection, accept))
         except FileNotFoundError as error:
             raise CannotOpen(f"there is no database {self.path}: name it with --db") from error
-        except (OSError, sqlite3.Error, CannotOpen) as error:
+        except (OSError, *DAMAGED, CannotOpen) as error:
             raise CannotOpen(_why_not(self.path, error)) from error
 
     def schema(self) -> tuple[int, list[str]]:
@@ -427,7 +428,7 @@ class ReadOnly(Database):
             # Any other reader makes the files -wal and -shm of a database at rest, and leaves them.
             try:
                 found, failure = self._answer(question, "immutable=1"), None
-            except sqlite3.Error as error:
+            except DAMAGED as error:
                 found, failure = None, error
             # A server that started meanwhile may have changed pages under an unlocked reader.
             if not self._in_use():
@@ -648,4 +649,6 @@ def _why_not(path: Path, error: Exception) -> str:
     if not path.parent.is_dir():
         return f"cannot open the database {path}: its directory does not exist; make it first"
     reason = str(error) or type(error).__name__
+    if isinstance(error, UnicodeError):
+        reason = "its schema is damaged; restore a backup"
     return f"cannot open the database {path}: {reason}; name another file with --db"

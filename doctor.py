@@ -10,7 +10,8 @@ Rules of this file:
   raises becomes a problem of its own, never a traceback.
 - ok: nothing to do. note: it works, and there is something to know. problem: something does not
   work, will cease to, or is exposed; the sentence says what to do.
-- Nothing is created, changed, migrated or locked, whether a server runs or not.
+- The database and its log are never changed, made, or migrated. Where a server runs or was killed,
+  SQLite keeps its index `-shm`, and does not shorten the log while it is read.
 - What may take long was measured: reading every page of a log of ten million rows (0.7 GB), 2 s
   from memory and 10 s from disk. No answer of a running server waits for it.
 

@@ -343,7 +343,7 @@ class App:
     # -- what happens beside the requests
 
     def notice_changes(self) -> None:
-        """Once per turn of the loop: has another process (admin.py, sqlite3) changed the file?"""
+        """Before the first request of a turn: has another process changed the database?"""
         try:
             stamp = self.database.stamp()
             if stamp != self._database_stamp:

@@ -387,6 +387,38 @@ class LoggingIn(AppTest):
         expected = ["success", "bad_password", "unknown_user", "success"]
         self.assertEqual([outcome for (outcome,) in outcomes], expected)
 
+    def test_ends_a_remembered_password_with_a_new_name_of_its_account(self):
+        self.assertEqual(self.login("alice", self.password).status, 200)
+        with contextlib.closing(sqlite3.connect(self.path)) as other, other:
+            other.execute("UPDATE users SET username = 'older' WHERE username = 'alice'")
+        self.assertEqual(self.login("alice", self.password).status, 401)
+        with contextlib.closing(Database(self.path)) as ours:
+            accounts.Accounts(ours).register("alice", None)
+        self.assertEqual(self.login("alice", self.password).status, 401)
+        self.assertEqual(self.login("older", self.password).status, 200)
+
+    def test_ends_a_remembered_password_also_where_no_key_is_left(self):
+        self.assertEqual(self.login("alice", self.password).status, 200)
+        with contextlib.closing(sqlite3.connect(self.path)) as other, other:
+            other.execute("DELETE FROM keys")
+        with contextlib.closing(Database(self.path)) as ours:
+            accounts.Accounts(ours).reset("alice")
+        self.app.notice_changes()
+        self.assertEqual(self.login("alice", self.password).status, 401)
+
+    def test_announces_the_row_while_it_signs_so_that_others_wait_for_it(self):
+        announced = []
+        real = jwt_minimal.encode
+
+        def encode(*given):
+            announced.append(len(self.app.database._announced))
+            return real(*given)
+
+        with mock.patch.object(jwt_minimal, "encode", encode):
+            self.login("alice", self.password)
+        self.assertEqual(announced, [1])
+        self.assertEqual(self.app.database._announced, [])
+
     def test_answers_only_once_the_attempt_is_on_disk(self):
         hold = threading.Event()
         answers: queue.SimpleQueue[Response | Later] = queue.SimpleQueue()

@@ -65,6 +65,20 @@ class Opening(TemporaryFolder):
             self.open_database()
         self.assertEqual(self.path.read_bytes(), before)
 
+    def test_refuses_a_schema_so_damaged_that_sqlite_cannot_say_it_in_utf8(self):
+        self.open_database().close()
+        octets = self.path.read_bytes()
+        self.path.write_bytes(
+            octets.replace(
+                b"tableauth_outcomesauth_outcomes", b"table\xa1uth_outcomes\xa1uth_outcomes"
+            ).replace(b"CREATE TABLE auth_outcomes(", b"CREATE TABLE \xa1uth_outcomes;")
+        )
+        self.assertNotEqual(self.path.read_bytes(), octets)
+        with self.assertRaisesRegex(CannotOpen, "damaged"):
+            self.open_database()
+        with self.assertRaisesRegex(CannotOpen, "damaged"):
+            ReadOnly(self.path).require_ours(lambda connection: None)
+
     def test_refuses_a_file_of_a_newer_version(self):
         with sqlite3.connect(self.path) as newer:
             newer.execute("PRAGMA user_version=99")

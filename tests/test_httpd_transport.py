@@ -138,13 +138,26 @@ class Files(unittest.TestCase):
         folder = os.open(os.path.dirname(self.path), os.O_RDONLY)
         self.addCleanup(os.close, folder)
         fcntl.flock(folder, fcntl.LOCK_EX)  # another one is starting there
-        with mock.patch.object(transport, "START_PATIENCE", 0.0), self.assertRaises(OSError):
-            listen_unix(self.path)
+        waited: list[float] = []
 
         def started(seconds: float) -> None:
+            waited.append(seconds)
             fcntl.flock(folder, fcntl.LOCK_UN)
 
         with mock.patch.object(time, "sleep", started):  # it is waiting
+            unlisten(listen_unix(self.path))
+        self.assertEqual(len(waited), 1)
+
+    def test_are_kept_from_nobody_by_who_may_only_read_the_folder(self) -> None:
+        import fcntl
+
+        folder = os.open(os.path.dirname(self.path), os.O_RDONLY)
+        self.addCleanup(os.close, folder)
+        fcntl.flock(folder, fcntl.LOCK_SH)  # and does not let go
+        with mock.patch.object(transport, "START_PATIENCE", 0.0):
+            unlisten(listen_unix(self.path))
+        refused = PermissionError(13, "Permission denied")
+        with mock.patch.object(os, "open", side_effect=refused):
             unlisten(listen_unix(self.path))
 
 
