@@ -649,6 +649,7 @@ def _why_not(path: Path, error: Exception) -> str:
     if not path.parent.is_dir():
         return f"cannot open the database {path}: its directory does not exist; make it first"
     reason = str(error) or type(error).__name__
-    if isinstance(error, UnicodeError):
+    # Python 3.9 drops a message that it cannot decode, later ones raise a UnicodeError for it.
+    if isinstance(error, UnicodeError) or (isinstance(error, sqlite3.Error) and not str(error)):
         reason = "its schema is damaged; restore a backup"
     return f"cannot open the database {path}: {reason}; name another file with --db"
