@@ -49,7 +49,7 @@ MAX_LANES = 16
 # A lack of memory or threads, in the words of the C library: its error is all that argon2 tells us.
 EXHAUSTED = {argon2.low_level.error_to_str(code) for code in (-22, -33)}  # argon2.h
 UNLINK_PAUSE = 0.01  # seconds between two commits of a page: as long as they take, so others write
-VERIFIED_ENTRIES = 65_536  # remembered verifications; about 20 MB when full
+VERIFIED_ENTRIES = 65_536  # remembered verifications; about 40 MB when full
 UNLINK = "UPDATE auth_logs SET user_id = NULL"
 
 
