@@ -447,7 +447,8 @@ class ReadOnly(Database):
     def _in_use(self) -> bool:
         """Whether others have it open, or were killed: then reading as they do makes no file."""
         ends = ("-shm", "-journal")
-        return any(os.path.exists(f"{self.path}{end}") for end in ends)
+        real = os.path.realpath(self.path)
+        return any(os.path.exists(f"{real}{end}") for end in ends)
 
     def close(self) -> None:
         """Nothing is open."""

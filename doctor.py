@@ -73,7 +73,10 @@ class Place(NamedTuple):
 
     def beside(self, suffix: str) -> Path:
         """A file that belongs to the database."""
-        return self.database.path.with_name(self.database.path.name + suffix)
+        path = self.database.path
+        if suffix.startswith("-"):  # SQLite's own stand beside what a symbolic link leads to
+            path = Path(os.path.realpath(path))
+        return path.with_name(path.name + suffix)
 
 
 Check = Callable[[Place], Optional[Verdict]]  # None: it does not apply

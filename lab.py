@@ -127,7 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     key.add_argument("--key", metavar="FILE", help="the issuer's RSA private key, in PEM")
     key.add_argument("--new", action="store_true", help="a new key, the default")
     parser.add_argument("--must", action="store_true", help="only what a standard demands")
-    options = parser.parse_args(arguments)
+    ours, command = cut(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(ours)
+    options.words += command
     try:
         made = catalogue(read_key(options.key) if options.key else new_key(), int(time.time()))
         made["tokens"] = chosen(made["tokens"], options)
@@ -135,6 +137,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, TypeError, AttributeError) as error:
         print(f"lab.py: {error}", file=sys.stderr)
         return 2
+
+
+def cut(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What stands before the first `--`, and what behind it: argparse would confuse them."""
+    place = words.index("--") if "--" in words else len(words)
+    return [*words[:place]], [*words[place + 1 :]]
 
 
 def chosen(rows: list[Object], options: argparse.Namespace) -> list[Object]:

@@ -14,8 +14,9 @@ import unittest
 from unittest import mock
 
 import doctor
-from accounts import write_attempts
+from accounts import Accounts, write_attempts
 from attempts import Attempt, utc_text
+from database import Database
 from tests.support import ROOT
 from tests.test_admin import ENVIRON, KeysTest
 from tests.test_process import SECRET, ProcessTest
@@ -418,6 +419,19 @@ class EveryCheck(DoctorTest):
 
         with mock.patch.dict(doctor.OUTSIDE, {"files": forbidden}):
             self.assertFinds("files", "problem", "/there/keys.db", "as the server's user")
+
+
+class ASymbolicLink(DoctorTest):
+    def test_leads_to_what_the_server_has_just_written(self):
+        (self.folder / "disk").mkdir(mode=0o700)
+        self.make()
+        self.path.rename(self.folder / "disk" / "real.db")
+        self.path.symlink_to(self.folder / "disk" / "real.db")
+        with contextlib.closing(Database(self.path)) as database:  # as a server that runs
+            Accounts(database).register("alice", None)
+            report = parsed(self.admin("doctor", environ=ENVIRON)[1])
+        self.assertIn("has the database open", report["wal"][1])
+        self.assertIn("1 of 1 hashes", report["users"][1])
 
 
 class ARealServer(ProcessTest):

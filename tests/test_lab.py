@@ -204,6 +204,19 @@ class TheCommand(TemporaryFolder):
         self.assertIn("expired", output)
         self.assertNotIn("no exp", output)
 
+    def test_options_may_stand_on_either_side_of_the_word_run(self):
+        tried: list[tuple[list[str], int]] = []
+
+        def try_verifier(command, made):
+            tried.append((command, len(made["tokens"])))
+            return []
+
+        with unittest.mock.patch.object(lab, "try_verifier", try_verifier):
+            for words in (("--must", "run"), ("run", "--must")):
+                self.run_lab(*words, "--", "true", "--must", "--", "x")
+        self.assertEqual(tried[0], tried[1])
+        self.assertEqual(tried[0][0], ["true", "--must", "--", "x"])
+
     def test_run_exits_1_when_a_flaw_was_missed(self):
         with unittest.mock.patch.object(lab, "try_verifier", lambda command, made: []):
             self.assertEqual(self.run_lab("run", "--", "true")[0], 0)
