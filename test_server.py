@@ -313,8 +313,8 @@ class Register(ServerTest):
             version = None
         holds = version == 4 and list(answer.json()) == ["password"]
         self.demand(holds, f"{only} from {answer.asked}", answer, f"RFC 9562 §5.4; {self.RULE}")
-        kind = self.field(answer, "Content-Type", "RFC 8259 §1.2")
-        self.demand(kind.startswith("application/json"), "application/json", kind, "RFC 8259 §1.2")
+        kind = self.field(answer, "Content-Type", "RFC 8259 §11")
+        self.demand(kind.startswith("application/json"), "application/json", kind, "RFC 8259 §11")
 
     def test_gives_every_user_another_password(self) -> None:
         """Passwords are random."""
