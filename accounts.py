@@ -35,7 +35,7 @@ from typing import Callable, NamedTuple
 
 import argon2
 
-from attempts import LOG_PAGE, OF_USER, Attempt, several, utc_text, write_log
+from attempts import Attempt, AttemptLog, disown_newer, several, utc_text, write_log
 from database import CannotOpen, Database
 from names import checked_name
 
@@ -48,9 +48,7 @@ COMMON_COST = 3 * COMMON_MEMORY  # passes x KiB of the same
 MAX_LANES = 16
 # A lack of memory or threads, in the words of the C library: its error is all that argon2 tells us.
 EXHAUSTED = {argon2.low_level.error_to_str(code) for code in (-22, -33)}  # argon2.h
-UNLINK_PAUSE = 0.01  # seconds between two commits of a page: as long as they take, so others write
 VERIFIED_ENTRIES = 65_536  # remembered verifications; about 40 MB when full
-UNLINK = "UPDATE auth_logs SET user_id = NULL"
 
 
 class HashCost(NamedTuple):
@@ -223,7 +221,7 @@ def dummy_hash(cost: HashCost) -> str:
 
 
 class Accounts:
-    """The users and the login log of one database. `clock` is the wall clock."""
+    """The users of one database. `clock` is the wall clock."""
 
     def __init__(
         self,
@@ -364,32 +362,14 @@ class Accounts:
             UnknownUser: there is no such account.
         """
         self._change_user("UPDATE users SET password_hash = '' WHERE username = ?", (name,))
-        newest = self._take_off_the_log(name)
+        newest = AttemptLog(self._database, self._clock).disown(name)
 
         def delete(connection: sqlite3.Connection) -> None:
-            # Those that came meanwhile; and no row names an account that does not exist.
-            connection.execute(f"{UNLINK} WHERE id > ? AND {OF_USER}", (newest, name))
+            # Those that came meanwhile: no row names an account that does not exist.
+            disown_newer(connection, name, newest)
             connection.execute("DELETE FROM users WHERE username = ?", (name,))
 
         self._database.write(delete)
-
-    def _take_off_the_log(self, name: str) -> int:
-        """Unlink the rows that the log holds now; returns the number of the newest one."""
-        ((newest,),) = self._database.read("SELECT coalesce(max(id), 0) FROM auth_logs")
-        page = (
-            f"SELECT id FROM auth_logs WHERE id > ? AND id <= ? AND {OF_USER} "  # noqa: S608
-            f"ORDER BY id LIMIT {LOG_PAGE}"
-        )
-        rows = self._database.read(page, (0, newest, name))
-        while rows:
-            self._unlink(rows)
-            time.sleep(UNLINK_PAUSE)
-            rows = self._database.read(page, (rows[-1][0], newest, name))
-        return int(newest)
-
-    def _unlink(self, rows: list[tuple[int]]) -> None:
-        sql = f"{UNLINK} WHERE id = ?"
-        self._database.write(lambda connection: connection.executemany(sql, rows))
 
     def _change_user(self, sql: str, values: tuple[str, ...]) -> None:
         if not self._database.write(lambda connection: connection.execute(sql, values).rowcount):

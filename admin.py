@@ -59,7 +59,7 @@ class Desk(NamedTuple):
     stdin: TextIO | None  # None if it was closed
 
     def accounts(self) -> accounts.Accounts:
-        """The users and the log."""
+        """The users."""
         return accounts.Accounts(self.database, cost=self.config.argon2)
 
     def log(self) -> attempts.AttemptLog:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence, Sized
 from datetime import datetime, timezone
 from typing import Callable, NamedTuple
@@ -30,9 +31,11 @@ PRUNED_ROWS = 100  # in one commit: some milliseconds for which logins wait, on 
 PRUNE_STEPS = 10  # commits a second: 86 million rows a day, twice what 500 logins a second leave
 CLOCKS_APART = 86_400  # seconds; a row that is dated further ahead was dated by a wrong clock
 LOG_PAGE = 1_000  # rows that an operator's command reads at a time: the log may have millions
+DISOWN_PAUSE = 0.01  # seconds between two commits of a page: as long as they take, so others write
 
 OUTCOMES = ("success", "bad_password", "unknown_user", "no_key")
 OF_USER = "user_id = (SELECT id FROM users WHERE username = ?)"
+DISOWN = "UPDATE auth_logs SET user_id = NULL"
 # The log has no index on time and may be millions long: its newest rows are read. Each is judged by
 # itself, because other programs write to the table too, and grouped here, which halves the time.
 RECENT = (
@@ -119,7 +122,13 @@ def write_log(connection: sqlite3.Connection, attempts: Sequence[Attempt]) -> No
     )
 
 
+def disown_newer(connection: sqlite3.Connection, name: str, number: int) -> None:
+    """Take a user's name off the rows above a number, in a transaction of the caller's."""
+    connection.execute(f"{DISOWN} WHERE id > ? AND {OF_USER}", (number, name))
+
+
 def several(row: str, of: Sized) -> str:
+    """So many rows of parameters for one statement."""
     return ", ".join([row] * len(of))
 
 
@@ -181,6 +190,26 @@ class AttemptLog:
         ((newest,),) = self._database.read("SELECT coalesce(max(id), 0) FROM auth_logs")
         return int(newest)
 
+    def disown(self, name: str) -> int:
+        """Take a user's name off the rows that are there now; the number of the newest of all.
+
+        They may be millions: a page in a commit, with time for others to write in between.
+
+        Raises:
+            Unavailable: the database cannot be written; what is done stays done.
+        """
+        newest = self.newest_number()
+        page = (
+            f"SELECT id FROM auth_logs WHERE id > ? AND id <= ? AND {OF_USER} "  # noqa: S608
+            f"ORDER BY id LIMIT {LOG_PAGE}"
+        )
+        rows = self._database.read(page, (0, newest, name))
+        while rows:
+            self._write_each(f"{DISOWN} WHERE id = ?", rows)
+            time.sleep(DISOWN_PAUSE)
+            rows = self._database.read(page, (rows[-1][0], newest, name))
+        return newest
+
     def before_last(self, wanted: Wanted, count: int) -> int:
         """The number after which `rows` yields the last `count` rows."""
         condition, values = wanted.where()
@@ -222,13 +251,13 @@ class AttemptLog:
             )
             old = list(itertools.takewhile(lambda row: row[1] != 0, rows))
             self._due = max([self._due, *(number for number, due in old if due)])
-            self._delete_rows([(number,) for number, due in old if due or number < self._due])
+            gone = [(number,) for number, due in old if due or number < self._due]
+            self._write_each("DELETE FROM auth_logs WHERE id = ?", gone)
             if len(old) < PRUNED_ROWS:  # a row to be kept, or the end: the next call starts over
                 self._passed = 0
                 return
             self._passed = old[-1][0]
 
-    def _delete_rows(self, rows: list[tuple[int]]) -> None:
-        sql = "DELETE FROM auth_logs WHERE id = ?"
+    def _write_each(self, sql: str, rows: list[tuple[int]]) -> None:
         if rows:
             self._database.write(lambda connection: connection.executemany(sql, rows))

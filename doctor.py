@@ -365,7 +365,7 @@ def users(place: Place) -> Verdict:
 
 def log(place: Place) -> Verdict:
     """Its size, and whether old rows are removed."""
-    first, _, rows = AttemptLog(place.database, lambda: place.now).extent()
+    first, _, rows = kept(place).extent()
     keep = place.config.log_retention
     if not rows:
         return OK, "no attempts"
@@ -380,7 +380,7 @@ def log(place: Place) -> Verdict:
 
 def clock(place: Place) -> Verdict:
     """Whether something was written later than now."""
-    _, last, _ = AttemptLog(place.database, lambda: place.now).extent()
+    _, last, _ = kept(place).extent()
     newest = max(last, utc_text(place.database.path.stat().st_mtime))
     if newest <= utc_text(place.now + SKEW):
         return OK, moment(place.now)
@@ -391,8 +391,13 @@ def clock(place: Place) -> Verdict:
 
 
 def desk(place: Place) -> accounts.Accounts:
-    """The users and the log."""
+    """The users."""
     return accounts.Accounts(place.database, cost=place.config.argon2)
+
+
+def kept(place: Place) -> AttemptLog:
+    """The log."""
+    return AttemptLog(place.database, lambda: place.now)
 
 
 def shown(size: int) -> str:

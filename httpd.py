@@ -376,7 +376,7 @@ class Server:
         host: str = "127.0.0.1",
         port: int = 8080,
         workers: int = 64,  # for work that waits; what computes wants no more than there are cores
-        queue_limit: int = 256,
+        queue_limit: int = 256,  # two cores hash 200 in the time that is waited for, one 100
         queue_time: float = 2.0,  # s: who waits longer for a worker asks again before it answers
         max_connections: int = 10_000,
         max_per_client: int = 2_000,  # a campus behind one address; a fifth of the places

@@ -355,7 +355,7 @@ class Operating(AccountsTest):
             if len(seen) == 1:  # who tries meanwhile stands in the log as well
                 self.record("127.0.0.1", "bad_password", user.id)
 
-        with mock.patch.object(accounts, "LOG_PAGE", 2), mock.patch("time.sleep", pause):
+        with mock.patch.object(attempts, "LOG_PAGE", 2), mock.patch("time.sleep", pause):
             self.accounts.delete("alice")
         self.assertEqual(seen, [[(3,)], [(2,)], [(1,)]])
         self.assertEqual(len(stamps), 3)
@@ -367,7 +367,7 @@ class Operating(AccountsTest):
         user = self.accounts.authenticate("alice", self.accounts.register("alice", None))
         for _ in range(5):
             self.record("127.0.0.1", "success", user)
-        with mock.patch.object(accounts, "LOG_PAGE", 2):
+        with mock.patch.object(attempts, "LOG_PAGE", 2):
             with mock.patch("time.sleep", side_effect=KeyboardInterrupt):
                 self.assertRaises(KeyboardInterrupt, self.accounts.delete, "alice")
             self.assertEqual([row[0] for row in self.accounts.users()], ["alice"])
