@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from bench.loader import Load, content_length, percentile, post
+from bench.loader import Load, ask, percentile, post
 from bench.serving import serving
 
 CLIENTS = 16
@@ -30,25 +30,13 @@ def log_in(port: int, requests: list[bytes]) -> float:
     return Load(port, requests, connections=CLIENTS).run(SECONDS + 2 * WARM_UP).rate
 
 
-def ask(connection: socket.socket) -> float:
-    """Seconds from a request to the end of its answer."""
-    start = time.perf_counter()
-    connection.sendall(REQUEST)
-    answer = b""
-    while True:
-        answer += connection.recv(65_536)
-        head, blank, body = answer.partition(b"\r\n\r\n")
-        if blank and len(body) >= content_length(head):
-            return time.perf_counter() - start
-
-
 def latencies(port: int) -> list[float]:
     found = []
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         until = time.perf_counter() + SECONDS
         while time.perf_counter() < until:
-            found.append(ask(connection))
+            found.append(ask(connection, REQUEST)[0])
             time.sleep(EVERY)
     return found
 

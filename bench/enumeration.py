@@ -21,28 +21,15 @@ import random
 import socket
 import statistics
 import sys
-import time
 from itertools import combinations
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from bench.loader import content_length, post
+from bench.loader import ask, post
 from bench.serving import Process, serving
 
 WARM_UP = 50
 Z99 = 2.326  # standard deviations, one-sided
-
-
-def ask(connection: socket.socket, request: bytes) -> tuple[float, int]:
-    """Seconds until the answer is complete, and its status."""
-    begin = time.perf_counter()
-    connection.sendall(request)
-    answer = b""
-    while True:
-        answer += connection.recv(65_536)
-        head, end, body = answer.partition(b"\r\n\r\n")
-        if end and len(body) >= content_length(head):
-            return time.perf_counter() - begin, int(answer[9:12])
 
 
 def kinds(process: Process, connection: socket.socket) -> dict[str, bytes]:

@@ -106,6 +106,18 @@ class Load:
         connection.close()
 
 
+def ask(connection: socket.socket, request: bytes) -> tuple[float, int]:
+    """Seconds until the answer is complete, and its status."""
+    begin = time.perf_counter()
+    connection.sendall(request)
+    answer = b""
+    while True:
+        answer += connection.recv(65_536)
+        head, end, body = answer.partition(b"\r\n\r\n")
+        if end and len(body) >= content_length(head):
+            return time.perf_counter() - begin, int(answer[9:12])
+
+
 def content_length(head: bytes | bytearray) -> int:
     """The length of the body that this head announces."""
     for line in head.lower().split(b"\r\n"):
