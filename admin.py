@@ -33,14 +33,10 @@ import time
 from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any, Callable, NamedTuple, TextIO
 
-import server  # isort: skip  # first of all: it says in one line which package is missing
-import accounts
-import attempts
-import doctor
-import keystore
-import names
-import settings
-from database import CannotOpen, Database, ReadOnly, Unavailable
+from jwksd.ops import doctor, secret, settings
+from jwksd.store import accounts, keystore, logins, names
+from jwksd.store.database import CannotOpen, Database, Unavailable
+from jwksd.store.sqlite import ReadOnly, SQLite
 
 Lines = Iterable[str]
 FOLLOW_SECONDS = 0.5  # between two looks; one costs some microseconds
@@ -62,16 +58,16 @@ class Desk(NamedTuple):
         """The users."""
         return accounts.Accounts(self.database, cost=self.config.argon2)
 
-    def log(self) -> attempts.AttemptLog:
+    def log(self) -> logins.LoginLog:
         """The login log."""
-        return attempts.AttemptLog(self.database, time.time)
+        return logins.LoginLog(self.database, time.time)
 
     def keys(self) -> keystore.KeyStore:
         """The keys, opened with the secret that the server would use."""
-        secret, previous = settings.load_secret(self.database, self.environ, tell)
+        current, previous = secret.load_secret(self.database, self.environ, tell)
         # What the server decides by, which may have been started with flags that we were not.
         policy = keystore.remembered_policy(self.database) or self.config.policy
-        keys = keystore.KeyStore(self.database, secret, policy, previous=previous, log=tell)
+        keys = keystore.KeyStore(self.database, current, policy, previous=previous, log=tell)
         keys.open()
         return keys
 
@@ -182,7 +178,7 @@ def users_delete(desk: Desk, options: argparse.Namespace) -> Lines:
 def log(desk: Desk, options: argparse.Namespace) -> Lines:
     """Show the attempts to log in, oldest first; with --summary their number by address."""
     user = None if options.user is None else desk.accounts().stored_name(options.user)
-    wanted = attempts.Wanted(options.outcome, options.address, user, options.since)
+    wanted = logins.Wanted(options.outcome, options.address, user, options.since)
     if options.summary and (options.follow or options.last):
         raise Refused("--summary counts what is there: leave out --follow and --last")
     if options.summary:
@@ -190,14 +186,14 @@ def log(desk: Desk, options: argparse.Namespace) -> Lines:
     return log_rows(desk, wanted, options.last, options.follow)
 
 
-def log_summary(kept: attempts.AttemptLog, wanted: attempts.Wanted) -> Lines:
+def log_summary(kept: logins.LoginLog, wanted: logins.Wanted) -> Lines:
     """How many attempts there were by address and outcome, the most first."""
     yield "address\toutcome\tattempts\tfirst\tlast"
     for row in kept.summary(wanted):
         yield listed(*row)
 
 
-def log_rows(desk: Desk, wanted: attempts.Wanted, last: int | None, follow: bool) -> Lines:
+def log_rows(desk: Desk, wanted: logins.Wanted, last: int | None, follow: bool) -> Lines:
     """The attempts, and those to come until Ctrl-C."""
     yield "time\taddress\toutcome\tuser"
     kept, stamp = desk.log(), object()
@@ -241,7 +237,7 @@ def moment(text: str) -> str:
     """`1h` ago, or a UTC time such as `2026-11-23 18:00`, as the log spells it."""
     if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9]{2}:[0-9]{2}(:[0-9]{2})?)?", text):
         return text.replace("T", " ")
-    return attempts.utc_text(time.time() - settings.duration(text))
+    return logins.utc_text(time.time() - settings.duration(text))
 
 
 class Argument(NamedTuple):
@@ -269,7 +265,7 @@ LOG_OPTIONS = (
     Argument("--follow", {"action": "store_true", "help": "go on with new attempts until Ctrl-C"}),
     Argument("--summary", {"action": "store_true", "help": "count them by address and outcome"}),
     Argument("--last", {"type": settings.positive, "metavar": "COUNT", "help": "the newest only"}),
-    Argument("--outcome", {"choices": attempts.OUTCOMES, "help": "how it ended"}),
+    Argument("--outcome", {"choices": logins.OUTCOMES, "help": "how it ended"}),
     Argument("--address", {"type": address, "metavar": "ADDRESS", "help": "where it came from"}),
     Argument("--user", {"metavar": "NAME", "help": "whose account it was"}),
     Argument("--since", {"type": moment, "metavar": "WHEN", "help": "1h ago, or a time in UTC"}),
@@ -393,7 +389,7 @@ def code_point(char: str) -> str:
 def shown_time(seconds: object) -> str:
     """A time of the table for people; what is none, or past the year 9999, as it stands there."""
     try:
-        return attempts.utc_text(float(str(seconds)))[:19]
+        return logins.utc_text(float(str(seconds)))[:19]
     except (ValueError, OverflowError, OSError):
         return f"{seconds!r:.30}"
 
@@ -413,13 +409,13 @@ def open_for(command: Command, path: str) -> Database:
         return ReadOnly(path)
     if command not in FOUNDERS and not os.path.exists(path):
         raise CannotOpen(f"there is no database {path}: name it with --db")
-    return Database(path, accept=settings.require_ours)
+    return SQLite(path, accept=settings.require_ours)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = make_parser().parse_args(arguments)
-    environ = server.environment()
+    environ = os.environ
     flags = {name: value for name, value in vars(options).items() if name in FLAGS}
     try:
         config = settings.configure(flags, environ)

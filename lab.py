@@ -29,7 +29,18 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from flaws import CUBE_N, GROUPS, HOUR, Numbers, Object, Signer, b64, laid_over, new_key, numbers_of
+from jwksd.flaws import (
+    CUBE_N,
+    GROUPS,
+    HOUR,
+    Numbers,
+    Object,
+    Signer,
+    b64,
+    laid_over,
+    new_key,
+    numbers_of,
+)
 
 ISSUER, AUDIENCE = "https://issuer.example", "lab"  # RFC 2606 §2: belongs to nobody
 PATIENCE = 30  # s for one verdict; the start of a heavy runtime on a busy machine takes a few

@@ -6,25 +6,25 @@
 """A server that registers users, authenticates them, and issues RS256 JSON Web Tokens that anyone
 can verify from its published key set. Run `python server.py`; see README.md for a first session.
 
-    bytes --> httpd.py --> Handler.route --> App.respond --> find_route --> an endpoint --> Response
-                                                                               |
-                     worker thread <-- Later(create_account | issue_token) ----+
-                       accounts.py     who is it? (Argon2id)         database.py
-                       keystore.py     which key signs now?          SQLite, one writer,
-                       jwt_minimal.py  header.claims.signature       an fsync before the answer
-                       attempts.py     write down what came of it
+    bytes --> jwksd.httpd --> Handler.route --> App.respond --> find_route --> endpoint --> Response
+                                                                                  |
+        worker thread <-- a Future <-- submit(create_account | issue_token) ------+
+          jwksd.store.accounts    who is it? (Argon2id)
+          jwksd.store.keystore    which key signs now?
+          jwt_minimal             header.claims.signature
+          writer thread           the login's row, on disk; then the Future has its Response
 
-    ratelimit.py     how often an address may ask        credentials.py   bodies and HTTP Basic
-    names.py         what is a name, a password          settings.py      flags, the secret
-    answers.py       refusals, published documents       process.py       signals and streams
-    admin.py         the operator's commands             web/             the token inspector
+    ratelimit.py   how often an address may ask      jwksd/api/    what comes in, what goes out
+    schema.sql     the tables, column by column      jwksd/ops/    settings, secret, upkeep, signals
+    admin.py       the operator's commands           web/          the token inspector
 
 Rules of this file:
-- An endpoint returns a Response, returns a Later, or raises. Failures become answers in one place.
-- Nothing that can block runs on the event loop: hashing, signing and writing are a Later.
+- An endpoint returns a Response or a Future of one, or raises. Failures become answers in one
+  place, `App.refusal`.
+- Nothing that can block runs on the event loop: hashing, signing and writing are for the workers.
 - The issuer is what the configuration says, never what a Host field claims.
-- Every route is one row of `ROUTES`, every failure one row of `FAILURES` (and every setting one row
-  of `Settings`, in settings.py). The process environment is read here and nowhere else.
+- Every route is one row of `ROUTES`, every failure one row of `answers.FAILURES`, every setting one
+  row of `settings.Settings`.
 """
 
 from __future__ import annotations
@@ -38,41 +38,40 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping, MutableMapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Callable, Union
+from typing import Any, Callable
+
+# Our modules stand beside this file, also if it is reached through a link or by `python -I`. The
+# path is given back below: whoever imports this file finds their own modules, not ours.
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+
+from jwksd.ops import packages
 
 try:
-    import accounts
-    import keystore
-    import settings
+    from jwksd.store import accounts, keystore
 except ModuleNotFoundError as missing:
-    if missing.name not in ("argon2", "cryptography"):
-        raise
-    print(
-        f"the package {missing.name} is missing; install both that are needed with: "
-        f"{sys.executable} -m pip install 'cryptography>=42' 'argon2-cffi>=23.1'",
-        file=sys.stderr,
-    )
-    sys.exit(2)
+    packages.refuse_without(missing)
 
-import answers
-import credentials
-import httpd
 import jwt_minimal
-import names
-import process
 import ratelimit
-from attempts import AttemptLog
-from database import CannotOpen, Database, Unavailable
-from httpd import Eventually, Later, Request, Response, json_response
-from settings import ConfigurationError, Settings
+from jwksd import __version__, httpd
+from jwksd.api import answers, inputs, limits
+from jwksd.httpd import Answer, Request, Response, json_response
+from jwksd.ops import process, secret, settings
+from jwksd.ops.settings import ConfigurationError, Settings
+from jwksd.ops.upkeep import WRITING, Upkeep
+from jwksd.store import names
+from jwksd.store.database import CannotOpen, Database, Unavailable
+from jwksd.store.logins import LoginLog
+from jwksd.store.sqlite import SQLite
+
+sys.path.pop(0)
 
 # -- the endpoints, in the order in which a user meets them
 
 LOOPBACK = ratelimit.parse_networks(("127.0.0.0/8", "::1"))  # RFC 1122 §3.2.1.3, RFC 4291 §2.5.3
 FORWARDING = {"x-forwarded-for", "forwarded", "x-real-ip", "via"}  # what a proxy adds
-WRITING = "reading and writing the database"  # what a 503 of it is reported as
-Answer = Union[Response, Later]
 Endpoint = Callable[[Request], Answer]
 
 
@@ -85,8 +84,10 @@ class App:
         database: Database,
         keys: keystore.KeyStore,
         users: accounts.Accounts,
+        workers: httpd.Workers,
         *,
         issuer: str,
+        stats: httpd.Stats,
         log: Callable[[str], None],
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -95,12 +96,20 @@ class App:
         self.database = database
         self.keys = keys
         self.accounts = users
-        self.attempts = AttemptLog(database, clock)
+        self.workers = workers
+        self.upkeep = Upkeep(
+            database,
+            keys,
+            LoginLog(database, clock),
+            log_retention=config.log_retention,
+            log=log,
+        )
         self.issuer = issuer
+        self.stats = stats
         self.log = log
         self.clock = clock
         self.limits = {
-            name: answers.Limit(name, rules, config.limiter_sources, monotonic)
+            name: limits.Limit(name, rules, config.limiter_sources, monotonic)
             for name, rules in (("auth", config.auth_limit), ("register", config.register_limit))
         }
         self.routes = {
@@ -113,12 +122,9 @@ class App:
             answers.server_metadata(issuer),
             (*answers.ANY_ORIGIN, answers.cached(answers.MAX_AGE)),
         )
-        self._page = answers.inspector_page(Path(__file__).with_name("web"))
-        self._database_stamp: object = None
-        self.http_stats = httpd.Stats()  # the server's own, once there is one
+        self._page = answers.inspector_page()
         # outcome -> attempts since the start; counted by the database's one writer thread alone
         self.logins: Counter[str] = Counter()
-        self._troubles: dict[str, str | None] = {}
         self._warned_of_forwarding = False
 
     def respond(self, request: Request) -> Answer:
@@ -148,90 +154,68 @@ class App:
             raise answers.RegistrationClosed
         self.refuse_cross_site(request)
         self.limits["register"].admit(self.client(request))
-        members = credentials.fields(request.headers, request.body)
-        name = names.checked_name(credentials.text(members, "username"))
+        members = inputs.fields(request.headers, request.body)
+        name = names.checked_name(inputs.text(members, "username"))
         email = None
         if members.get("email") is not None:
-            email = names.checked_email(credentials.text(members, "email"))
-        return self.later(self.create_account, name, email)
+            email = names.checked_email(inputs.text(members, "email"))
+        return self.workers.submit(self.create_account, name, email)
 
-    def create_account(self, name: str, email: str | None) -> Eventually:
+    def create_account(self, name: str, email: str | None) -> Future[Response]:
         """The slow rest of /register, on a worker thread."""
         password = str(uuid.uuid4())  # RFC 9562: 122 random bits
         account = self.accounts.new_account(name, email, password)
         answer = json_response(201, {"password": password}, answers.NO_STORE)
-
-        def once_on_disk(deliver: Callable[[Answer], None]) -> None:
-            def written(trouble: Exception | None) -> None:
-                deliver(answer if trouble is None else self.refusal(trouble))
-
-            self.accounts.insert(account, written)
-
-        return once_on_disk
+        return self.accounts.insert(account, answer)
 
     def auth(self, request: Request) -> Answer:
         """POST /auth: name and password -> a signed token."""
         self.refuse_cross_site(request)
-        client = self.client(request)
-        self.limits["auth"].admit(client)
-        given = credentials.name_and_password(request.headers, request.body)
+        self.limits["auth"].admit(self.client(request))
+        return self.log_in(request)
+
+    def log_in(self, request: Request, *, afresh: bool = False) -> Future[Response]:
+        """The same without the limit; `afresh` if a remembered password turned out to be old."""
+        given = inputs.name_and_password(request.headers, request.body)
         name, password = names.checked_name(given[0]), names.checked_password(given[1])
-        expired = credentials.flag(request.query, "expired")
-        basic = credentials.uses_basic(request.headers)
-        return self.later(self.issue_token, client, name, password, expired, basic)
+        expired = inputs.flag(request.query, "expired")
+        basic = inputs.uses_basic(request.headers)
+        return self.workers.submit(
+            self.issue_token, self.client(request), name, password, expired, basic, afresh
+        )
 
     def issue_token(
-        self, client: str, name: str, password: str, expired: bool, basic: bool
-    ) -> Eventually:
+        self, client: str, name: str, password: str, expired: bool, basic: bool, afresh: bool
+    ) -> Future[Response]:
         """The slow rest of /auth, on a worker thread. Whatever comes of it is logged first."""
-        outcome, user, answer = self.judge(name, password, expired, basic)
-        again = self.later(self.issue_token, client, name, password, expired, basic)
-        return self.logged(client, outcome, user, answer, again)
-
-    def judge(
-        self, name: str, password: str, expired: bool, basic: bool
-    ) -> tuple[str, accounts.User | int | None, Response]:
-        """What comes of an attempt: the outcome for the log, whose account it was, the answer."""
         try:
-            user = self.accounts.authenticate(name, password)
+            user = self.accounts.authenticate(name, password, afresh=afresh)
         except accounts.InvalidCredentials as failure:
-            return failure.outcome, failure.user_id, self.refusal(answers.Unauthorized(basic))
+            refused = self.refusal(answers.Unauthorized(basic))
+            return self.logged(client, failure.outcome, failure.user_id, refused)
         try:
             key = self.keys.expired_key() if expired else self.keys.signing_key()
         except keystore.NoSigningKey as failure:
-            return "no_key", user, self.refusal(failure)
+            return self.logged(client, "no_key", user, self.refusal(failure))
         with self.accounts.about_to_record():
             claims = self.claims(user.name, key, expired)
             token = jwt_minimal.encode(claims, key.private_key, key.kid)
-            return "success", user, answers.token_response(token, claims, expired)
+            answer = answers.token_response(token, claims, expired)
+            return self.logged(client, "success", user, answer)
 
     def logged(
-        self,
-        client: str,
-        outcome: str,
-        user: accounts.User | int | None,
-        answer: Response,
-        again: Later,
-    ) -> Eventually:
-        """The answer once the attempt is in the log, on disk; a 503 if it cannot be written.
+        self, client: str, outcome: str, user: accounts.User | int | None, answer: Response
+    ) -> Future[Response]:
+        """The answer, once the attempt is in the log, on disk."""
+        recorded = self.accounts.record(client, outcome, user, answer)
+        recorded.add_done_callback(functools.partial(self.count, outcome))
+        return recorded
 
-        `again`, if the account was changed while the attempt was on its way there.
-        """
-
-        def once_on_disk(deliver: Callable[[Answer], None]) -> None:
-            def written(trouble: Exception | None) -> None:
-                if isinstance(trouble, accounts.Superseded):
-                    deliver(again)
-                elif trouble is not None:
-                    deliver(self.refusal(trouble))
-                else:
-                    self.logins[outcome] += 1
-                    self.report(WRITING, None)
-                    deliver(answer)
-
-            self.accounts.record(client, outcome, user, written)
-
-        return once_on_disk
+    def count(self, outcome: str, recorded: Future[Response]) -> None:
+        """Count an attempt that is on disk, on the writer thread."""
+        if recorded.exception() is None:
+            self.logins[outcome] += 1
+            self.upkeep.report(WRITING, None)
 
     def claims(self, subject: str, key: keystore.Key, expired: bool = False) -> dict[str, Any]:
         """What a token for `subject` says (RFC 7519 §4.1); it never outlives its key."""
@@ -268,7 +252,7 @@ class App:
 
     def healthz(self, request: Request) -> Answer:
         """GET /healthz: whether a token could be issued now."""
-        if any(self._troubles.values()) or not self.keys.published().keys:
+        if self.upkeep.in_trouble() or not self.keys.published().keys:
             raise answers.NotReady
         return json_response(200, {"status": "ok"}, answers.NO_STORE)
 
@@ -291,7 +275,7 @@ class App:
         limited = {name: limit.refused for name, limit in self.limits.items()}
         sources = {name: len(limit.limiter) for name, limit in self.limits.items()}
         keys = {"": len(self.keys.published().keys)}
-        return answers.exposition(self.http_stats, self.logins, limited, sources, keys)
+        return answers.exposition(self.stats, self.workers, self.logins, limited, sources, keys)
 
     def options(self, allowed: str, request: Request) -> Answer:
         """OPTIONS of any route: its methods (RFC 9110 §9.3.7)."""
@@ -313,97 +297,36 @@ class App:
 
     def refuse_cross_site(self, request: Request) -> None:
         """Refuse a browser's post from a foreign page, which could spend its user's attempts."""
-        if credentials.is_cross_site(request.headers, answers.origin_of(self.issuer)):
+        if inputs.is_cross_site(request.headers, answers.origin_of(self.issuer)):
             raise answers.CrossSite
 
-    def later(self, function: Callable[..., Response | Eventually], *arguments: object) -> Later:
-        """Have a worker call it; its failures become answers as those of an endpoint do."""
-        return Later(self.finish, function, arguments)
-
-    def finish(
-        self, function: Callable[..., Response | Eventually], arguments: tuple[object, ...]
-    ) -> Response | Eventually:
-        """On a worker thread: the answer of `function`, or its refusal."""
+    def recover(self, request: Request, failure: BaseException) -> Answer:
+        """The answer in place of a Future that failed."""
         try:
-            return function(*arguments)
-        except Exception as failure:
-            return self.refusal(failure)
+            if isinstance(failure, accounts.Superseded):
+                return self.log_in(request, afresh=True)
+        except Exception as another:
+            failure = another
+        return self.refusal(failure)
 
-    def refusal(self, failure: Exception) -> Response:
+    def refusal(self, failure: BaseException) -> Response:
         """The one place where a failure becomes an answer."""
         if isinstance(failure, Unavailable):
-            self.report(WRITING, str(failure))
+            self.upkeep.report(WRITING, str(failure))
         make = answers.FAILURES.get(type(failure))
         if make is not None:
             return make(failure)
         # A defect of ours. The client may try again, and the operator is told; no traceback leaves.
-        self.log(f"internal error: {type(failure).__name__} {answers.where(failure)}")
+        self.log(f"internal error: {httpd.where(failure)}")
         return answers.UNEXPECTED
-
-    # -- what happens beside the requests
-
-    def notice_changes(self) -> None:
-        """Before the first request of a turn: has another process changed the database?"""
-        try:
-            stamp = self.database.stamp()
-            if stamp != self._database_stamp:
-                self.keys.refresh()
-                self._database_stamp = stamp
-            self.report("database", None)
-        except Unavailable as trouble:
-            self.report("database", str(trouble))
-
-    def prime_limits(self) -> None:
-        """Count the attempts of the last minutes that stand in the log: a restart frees no slot."""
-        longest = max((rule.period for rule in self.settings.auth_limit), default=0.0)
-        try:
-            attempts = self.attempts.recent(longest) if longest else []
-        except Unavailable as trouble:  # a courtesy, not worth a start
-            self.log(f"the limiter starts empty: {trouble}")
-            return
-        ages: dict[str, list[float]] = {}
-        for address, seconds_ago in attempts:
-            ages.setdefault(ratelimit.source(address), []).extend(seconds_ago)
-        for source, seconds_ago in ages.items():
-            self.limits["auth"].limiter.prime(source, seconds_ago)
 
     def ready_line(self, url: str) -> str:
         """What the operator waits for at a start."""
         count = len(self.keys.published().keys)
-        return f"ready: {url} database={self.database.path} keys={count} issuer={self.issuer}"
-
-    def maintain(self) -> None:
-        """Every second, on its own thread: make the keys that are due, drop what is too old."""
-        # Asked here as well as at a commit: a server without requests would leave the log of a file
-        # that was replaced where SQLite applies it to the new one.
-        if self._troubles.get(WRITING) or self.database.moved():
-            self.attempt(WRITING, self.database.probe)
-        self.attempt("rotation", self.make_key_if_due)
-        self.attempt("retention of keys", self.keys.prune)
-        log_retention = self.settings.log_retention
-        self.attempt("retention of the log", lambda: self.attempts.prune(log_retention))
-
-    def make_key_if_due(self) -> None:
-        """Make the next key one lead before it must sign."""
-        if self.keys.make_due():
-            self.log("a new key was made")
-
-    def attempt(self, subject: str, task: Callable[[], object]) -> None:
-        """Do it; if it fails, tell the operator once and let the next tick try again."""
-        try:
-            task()
-            self.report(subject, None)
-        except Unavailable as trouble:
-            self.report(subject, str(trouble))
-        except Exception as failure:  # one task's defect must not end the others
-            self.report(subject, f"{type(failure).__name__} {answers.where(failure)}")
-
-    def report(self, subject: str, trouble: str | None) -> None:
-        """Tell the operator once that something is wrong, and once that it is well again."""
-        before = self._troubles.get(subject)
-        if trouble != before:
-            self._troubles[subject] = trouble
-            self.log(f"{subject}: {trouble or 'works again'}")
+        return (
+            f"ready: {url} database={self.database.name} keys={count} issuer={self.issuer} "
+            f"version={__version__}"
+        )
 
 
 # -- reading a request, routing it
@@ -436,6 +359,11 @@ class Handler(httpd.Handler):
         answer: Answer = self.server.app.respond(request)
         return answer
 
+    def recover(self, request: Request, failure: BaseException) -> Answer:
+        """What it should answer if that came to nothing."""
+        answer: Answer = self.server.app.recover(request, failure)
+        return answer
+
     def log_client(self, request: Request) -> str:
         """Who stands in the access log: behind a trusted proxy, the one that it names."""
         client: str = self.server.app.client(request)
@@ -447,7 +375,7 @@ class Handler(httpd.Handler):
 # One for each core: it hashes or signs, and waits for nothing; the commit that follows has its own
 # thread. More of them would only take turns at core and interpreter, and hold 19 MiB each.
 WORKERS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-TICK_SECONDS = 1.0  # between looks at the clock for keys that are due, unless one is due sooner
+STOP_SECONDS = 1.0  # for the chores and the workers to finish; what is written is whole or not
 
 
 class Service:
@@ -463,26 +391,42 @@ class Service:
         """
         # First the socket: if the port is taken, the database of whoever has it stays untouched.
         # Clients that come while the keys are made wait in the backlog.
-        self.http = listen(config, log, lambda: self.app.notice_changes())
+        self.listener = listen(config)
+        self.workers, stats = httpd.Workers(WORKERS), httpd.Stats()
         try:
-            self.app = open_app(config, environ, self.http.url, log)
+            self.app = open_app(config, environ, self.listener.url, self.workers, stats, log)
         except BaseException:
-            self.http.close()
+            self.listener.close()
             raise
-        self.http.app = self.app
-        self.app.http_stats = self.http.stats
+        self.http = httpd.Server(
+            self.listener,
+            Handler,
+            app=self.app,
+            stats=stats,
+            max_connections=config.max_connections,
+            max_per_client=config.max_per_client,
+            access_log=config.access_log,
+            log=log,
+            on_turn=self.app.upkeep.notice_changes,
+        )
         self._reload_wanted = False
         self._stopping = threading.Event()
-        self._maintenance = threading.Thread(target=self._maintain, name="keys", daemon=True)
+        self._upkeep = threading.Thread(
+            target=self.app.upkeep.run,
+            args=(self._stopping, self._reload_if_wanted),
+            name="upkeep",
+            daemon=True,
+        )
 
     def run(self) -> None:
         """Serve until `stop`; then answer what is in flight, and close."""
-        self._maintenance.start()
+        self._upkeep.start()
         try:
             self.http.serve_forever()
         finally:
             self._stopping.set()
-            self._maintenance.join(TICK_SECONDS)  # not for ever: what it writes is whole or not
+            self.workers.stop(STOP_SECONDS)
+            self._upkeep.join(STOP_SECONDS)
             self.app.database.close()
 
     def stop(self) -> None:
@@ -496,50 +440,28 @@ class Service:
     def reload_certificate(self) -> None:
         """Use the certificate that is in the files now; keep the old one if it cannot be read."""
         try:
-            self.http.reload_tls()
+            self.listener.reload_tls()
             self.app.log("the certificate was read again")
         except (OSError, ValueError) as error:
             self.app.log(f"the certificate was not read again: {error}")
 
-    def _reload_aside(self) -> None:
+    def _reload_if_wanted(self) -> None:
         """On its own thread: a pipe in place of a file takes for ever, and keys cannot wait."""
+        if not self._reload_wanted:
+            return
+        self._reload_wanted = False
         reading = threading.Thread(target=self.reload_certificate, daemon=True)
         try:
             reading.start()
         except RuntimeError:  # the system has no more threads now
             self._reload_wanted = True
 
-    def _maintain(self) -> None:
-        wait = min(TICK_SECONDS, self.app.keys.due_in())
-        while not self._stopping.wait(wait):
-            was_due = not self.app.keys.due_in()
-            self.app.maintain()
-            if self._reload_wanted:
-                self._reload_wanted = False
-                self._reload_aside()
-            left = self.app.keys.due_in()
-            # What was due and still is cannot be made now; what came due meanwhile is made at once.
-            wait = TICK_SECONDS if was_due and not left else min(TICK_SECONDS, left)
 
-
-def listen(
-    config: Settings, log: Callable[[str], None], on_turn: Callable[[], None]
-) -> httpd.Server:
-    """The listening server, not serving yet."""
+def listen(config: Settings) -> httpd.Listener:
+    """The listening socket."""
     tls = (config.tls_cert, config.tls_key) if config.tls_cert and config.tls_key else None
     try:
-        return httpd.Server(
-            Handler,
-            host=config.host,
-            port=config.port,
-            workers=WORKERS,
-            max_connections=config.max_connections,
-            max_per_client=config.max_per_client,
-            tls=tls,
-            access_log=config.access_log,
-            log=log,
-            on_turn=on_turn,
-        )
+        return httpd.Listener(config.host, config.port, tls)
     except ValueError as error:
         raise ConfigurationError(f"--tls-cert, --tls-key: {error}") from error
     except OSError as error:
@@ -554,22 +476,24 @@ def open_app(
     config: Settings,
     environ: MutableMapping[str, str],
     url: str,
+    workers: httpd.Workers,
+    stats: httpd.Stats,
     log: Callable[[str], None],
     *,
     clock: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> App:
     """The database, its keys and accounts, and the App on top."""
-    settings.check_given_secrets(environ)
+    secret.check_given_secrets(environ)
     try:
-        database = Database(config.db, accept=settings.require_ours)
+        database = SQLite(config.db, accept=settings.require_ours)
     except CannotOpen as error:
         raise ConfigurationError(str(error)) from error
     try:
         settings.warn_of_readers(database.path, log)
-        secret, previous = settings.load_secret(database, environ, log)
+        current, previous = secret.load_secret(database, environ, log)
         keys = keystore.KeyStore(
-            database, secret, config.policy, previous=previous, log=log, clock=clock
+            database, current, config.policy, previous=previous, log=log, clock=clock
         )
         keys.open()
         keys.remember_policy()
@@ -586,12 +510,14 @@ def open_app(
             database,
             keys,
             users,
+            workers,
             issuer=config.issuer or settings.default_issuer(url),
+            stats=stats,
             log=log,
             clock=clock,
             monotonic=monotonic,
         )
-        app.prime_limits()
+        prime_limit(app.limits["auth"], config, LoginLog(database, clock), log)
         return app
     except (keystore.WrongSecret, Unavailable, MemoryError) as error:
         database.close()
@@ -599,6 +525,17 @@ def open_app(
     except BaseException:
         database.close()
         raise
+
+
+def prime_limit(
+    limit: limits.Limit, config: Settings, logins: LoginLog, log: Callable[[str], None]
+) -> None:
+    """Count the attempts of the last minutes that stand in the login log."""
+    longest = max((rule.period for rule in config.auth_limit), default=0.0)
+    try:
+        limit.prime(logins.recent(longest) if longest else ())
+    except Unavailable as trouble:  # a courtesy, not worth a start
+        log(f"the limiter starts empty: {trouble}")
 
 
 class Issuer:
@@ -617,7 +554,7 @@ class Issuer:
         except BaseException:
             self._directory.cleanup()
             raise
-        self.url = self._service.http.url
+        self.url = self._service.listener.url
         self._thread = threading.Thread(target=self._service.run, name="issuer", daemon=True)
         self._thread.start()
 
@@ -669,21 +606,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         process.leave_on_signals()
         process.keep_secrets()
-        service = Service(settings.configure(flags, environment()), environment(), log.write)
+        service = Service(settings.configure(flags, os.environ), os.environ, log.write)
     except ConfigurationError as error:
         log.write(f"server.py: {error}")
         log.flush(1.0)
         return 2
     process.obey_signals(service.stop, service.reload if service.app.settings.tls_cert else None)
-    log.write(service.app.ready_line(service.http.url))
+    log.write(service.app.ready_line(service.listener.url))
     service.run()
     log.flush(1.0)
     return 0
-
-
-def environment() -> MutableMapping[str, str]:
-    """The variables of this process."""
-    return os.environ
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from multiprocessing.connection import Connection
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from http1 import Limits, Parser, Refused, error
-from httpd import Handler, Later, Request, Response, Server
+from jwksd.httpd import Answer, Handler, Listener, Request, Response, Server, Workers
+from jwksd.httpd.parser import Limits, Parser, Refused, error
 
 ALLOWED = {501, 503, 505}  # refusals of what is not spoken here, and of what is too much
 PATIENCE = 15.0  # seconds without an octet: longer than every deadline of the server
@@ -184,17 +184,18 @@ def fuzz(address: tuple[str, int], count: int, seed: int) -> Counter[int]:
 class Target(Handler):
     """Answers everything; /later from a worker."""
 
-    def route(self, request: Request) -> Response | Later:
+    def route(self, request: Request) -> Answer:
         if request.path.startswith("/later"):
-            return Later(Response, 200, (), request.body)
+            return self.server.app.submit(Response, 200, (), request.body)
         if request.path.startswith("/auth"):
             return Response(200, (), request.body)
         return error(404, "not_found", "There is nothing here.")
 
 
 def serve(ready: Connection) -> None:
-    server = Server(Target, port=0, access_log="json", log=lambda line: None)
-    ready.send(server.url)
+    listener = Listener("127.0.0.1", 0)
+    server = Server(listener, Target, app=Workers(64), access_log="json", log=lambda line: None)
+    ready.send(listener.url)
     server.serve_forever()
 
 

@@ -24,10 +24,10 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import answers
-import keystore
-import settings
-from keystore import Key, KeySet, Policy
+from jwksd.api import answers
+from jwksd.ops import settings
+from jwksd.store import keystore
+from jwksd.store.keystore import Key, KeySet, Policy
 
 MINUTE, HOUR = 60.0, 3600.0
 PHASES = 12  # moments at which a client may have fetched, spread over the age of its copy

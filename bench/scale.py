@@ -28,10 +28,10 @@ from pathlib import Path
 import argon2
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import attempts
 from bench.loader import Load, post
 from bench.serving import ROOT, Process, serving
-from database import Database
+from jwksd.store import logins
+from jwksd.store.sqlite import SQLite
 
 LOGGING_IN = 500  # users whose credentials are sent, spread over all
 CONNECTIONS = 32
@@ -43,7 +43,7 @@ COUNT_UP = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE
 
 def build(path: Path, users: int, rows: int, numbers: range) -> None:
     """A database with `users` accounts, those of `numbers` among them, and `rows` log rows."""
-    Database(path).close()
+    SQLite(path).close()
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA synchronous=OFF")
     connection.execute("PRAGMA cache_size=-500000")
@@ -144,14 +144,14 @@ def start(path: Path) -> float:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[attempts.AttemptLog]:
-    with contextlib.closing(Database(path)) as database:
-        yield attempts.AttemptLog(database, time.time)
+def opened(path: Path) -> Iterator[logins.LoginLog]:
+    with contextlib.closing(SQLite(path)) as database:
+        yield logins.LoginLog(database, time.time)
 
 
 def prune(path: Path, seconds: int) -> None:
     """What the server does about old rows in so many seconds, all at once."""
-    rows = attempts.PRUNED_ROWS * attempts.PRUNE_STEPS
+    rows = logins.PRUNED_ROWS * logins.PRUNE_STEPS
     with opened(path) as log:
         times = []
         for _ in range(seconds):
@@ -164,7 +164,7 @@ def prune(path: Path, seconds: int) -> None:
         ).fetchone()
     median = statistics.median(times)
     print(
-        f"prune: {rows:,} rows a second in {attempts.PRUNE_STEPS} commits take "
+        f"prune: {rows:,} rows a second in {logins.PRUNE_STEPS} commits take "
         f"{median * 1000:.0f} ms of it (worst {max(times) * 1000:.0f}); "
         f"{old:,} old rows are left, which take {old / rows / 60:.0f} min"
     )

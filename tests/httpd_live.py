@@ -9,8 +9,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from httpd import Eventually, Handler, Later, Request, Response, Server
+import jwksd.httpd
+from jwksd.httpd import Handler, Listener, Request, Response, Server, Workers
 
+WORKERS = ("queue_limit", "queue_seconds")  # what Workers may be told
+WORKED = Response(200, (), b"worked")
 ANSWER = Response(200, [("Content-Type", "text/plain")], b"hello")
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 LAST = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
@@ -19,14 +22,14 @@ LAST = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 class Routes(Handler):
     """Answers by path: /echo the body, /later from a worker, /medium and /big a lot."""
 
-    def route(self, request: Request) -> Response | Later:
+    def route(self, request: Request) -> jwksd.httpd.Answer:
         server: Any = self.server
         server.seen.append(request)
         server.most_unread = max(server.most_unread, len(self.parser._buffer))
         if request.path == "/echo":
             return Response(200, (), request.body)
         if request.path == "/later":
-            return Later(server.work, request)
+            return server.workers.submit(server.work, request)
         if request.path == "/big":
             return Response(200, (), b"x" * 1_000_000)
         if request.path == "/medium":
@@ -44,12 +47,16 @@ class LiveServer(Server):
         self.seen: list[Request] = []
         self.turns = 0
         self.most_unread = 0  # octets that a parser held while it gave a request
-        self.work: Callable[[Request], Response | Eventually] = lambda request: Response(
-            200, (), b"worked"
+        self.work: Callable[[Request], jwksd.httpd.Answer] = lambda request: WORKED
+        self.listener = Listener(
+            settings.pop("host", "127.0.0.1"), settings.pop("port", 0), settings.pop("tls", None)
         )
-        settings.setdefault("port", 0)
+        self.url = self.listener.url
+        room = {name: settings.pop(name) for name in WORKERS if name in settings}
+        self.workers = Workers(settings.pop("workers", 64), **room)
         settings.setdefault("log", self.lines.append)
-        super().__init__(settings.pop("handler", Routes), **settings)
+        settings.setdefault("app", self.workers)
+        super().__init__(self.listener, settings.pop("handler", Routes), **settings)
         self.thread = threading.Thread(target=self.serve_forever)
 
     def __enter__(self) -> LiveServer:
@@ -60,6 +67,7 @@ class LiveServer(Server):
         self.stop()
         self.thread.join(15)
         assert not self.thread.is_alive(), "the server did not stop"
+        self.workers.stop(0)
 
     def _turn(self) -> None:
         self.turns += 1
@@ -92,7 +100,7 @@ class LiveServer(Server):
 
     def connect_narrowly(self) -> Client:
         """A client whose connection holds a few thousand octets on their way to it, not more."""
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+        self.listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         connection.connect(self.address)

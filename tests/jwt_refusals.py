@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
-import flaws
-from flaws import Signer
+from jwksd import flaws
+from jwksd.flaws import Signer
 from jwt_minimal import InvalidToken, b64url_decode, b64url_encode, decode
 
 if TYPE_CHECKING:

@@ -6,17 +6,19 @@ import json
 import shutil
 import tempfile
 import unittest
+from concurrent.futures import Future
 from functools import cache
 from pathlib import Path
 from unittest import mock
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-import keystore
 import server
-import settings
-from database import Database
-from httpd import Later, Request, Response
+from jwksd.httpd import Answer, Request, Response, Stats
+from jwksd.httpd.workers import hand_over
+from jwksd.ops import settings
+from jwksd.store import keystore
+from jwksd.store.sqlite import SQLite
 
 CHEAPEST = "t=1,m=8,p=1"  # Argon2id's least: the tests are not about its strength
 ROOT = Path(server.__file__).parent
@@ -41,6 +43,28 @@ def some_key(number: int) -> rsa.RSAPrivateKey:
     return rsa.generate_private_key(65537, 2048)
 
 
+class Inline:
+    """Workers without threads: a call is made where it is submitted."""
+
+    queued = refused = 0
+
+    def submit(self, function, *arguments):
+        future: Future = Future()
+        try:
+            hand_over(future, function(*arguments))
+        except Exception as failure:
+            future.set_exception(failure)
+        return future
+
+
+def answered(app: server.App, request: Request, answer: Answer) -> Response:
+    """What comes of an answer in the end; as the loop waits for it."""
+    while isinstance(answer, Future):
+        failure = answer.exception(30)
+        answer = answer.result() if failure is None else app.recover(request, failure)
+    return answer
+
+
 class TemporaryFolder(unittest.TestCase):
     """A test with a folder of its own."""
 
@@ -49,8 +73,8 @@ class TemporaryFolder(unittest.TestCase):
         self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
         self.path = self.folder / "keys.db"
 
-    def open_database(self, **options) -> Database:
-        database = Database(self.path, **options)
+    def open_database(self, **options) -> SQLite:
+        database = SQLite(self.path, **options)
         self.addCleanup(database.close)
         return database
 
@@ -75,6 +99,8 @@ class AppTest(TemporaryFolder):
                 config,
                 {"NOT_MY_KEY": "a secret of the tests"},
                 "http://127.0.0.1:8080",
+                Inline(),  # type: ignore[arg-type]
+                Stats(),
                 self.lines.append,
                 clock=self.clock,
                 monotonic=self.monotonic,
@@ -85,13 +111,13 @@ class AppTest(TemporaryFolder):
     def call(
         self, method, path, document=None, *, headers=None, query="", client="127.0.0.1", raw=None
     ) -> Response:
-        """What the server answers, a Later resolved."""
+        """What the server answers, when it does."""
         body = (
             raw if raw is not None else b"" if document is None else json.dumps(document).encode()
         )
-        self.app.notice_changes()
-        answer = self.app.respond(Request(method, path, query, headers or {}, body, client))
-        return answer() if isinstance(answer, Later) else answer
+        self.app.upkeep.notice_changes()
+        request = Request(method, path, query, headers or {}, body, client)
+        return answered(self.app, request, self.app.respond(request))
 
     def register(self, name="alice", **members) -> str:
         response = self.call("POST", "/register", {"username": name, **members})

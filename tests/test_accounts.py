@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import sqlite3
 import threading
 import unittest
@@ -10,9 +9,8 @@ from unittest import mock
 
 import argon2
 
-import accounts
-import attempts
-from accounts import (
+from jwksd.store import accounts, logins
+from jwksd.store.accounts import (
     Accounts,
     Busy,
     HashCost,
@@ -22,7 +20,7 @@ from accounts import (
     UnknownUser,
     Verified,
 )
-from database import Unavailable
+from jwksd.store.database import Unavailable
 from tests.support import Clock, TemporaryFolder
 
 CHEAPEST = HashCost(1, 8, 1)
@@ -34,7 +32,7 @@ class AccountsTest(TemporaryFolder):
         self.clock, self.monotonic = Clock(), Clock(100.0)
         self.database = self.open_database()
         self.accounts = self.open_accounts()
-        self.log = attempts.AttemptLog(self.database, self.clock)
+        self.log = logins.LoginLog(self.database, self.clock)
 
     def open_accounts(self, **options):
         options = {"cost": CHEAPEST, "clock": self.clock, "monotonic": self.monotonic, **options}
@@ -57,11 +55,7 @@ class AccountsTest(TemporaryFolder):
 
     def record(self, address, outcome, user):
         """Log an attempt and wait until it is on disk."""
-        written: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
-        self.accounts.record(address, outcome, user, written.put)
-        trouble = written.get(timeout=10)
-        if trouble is not None:
-            raise trouble
+        self.accounts.record(address, outcome, user, None).result(10)
 
     def store_hash(self, stored):
         sql = "UPDATE users SET password_hash = ?"
@@ -75,10 +69,10 @@ class AccountsTest(TemporaryFolder):
 
     def attempt(self, name, password):
         """The outcome, recorded: as a server does it, once more if it was superseded."""
-        for _ in range(2):
+        for afresh in (False, True):
             outcome, user = "success", None
             try:
-                user = self.accounts.authenticate(name, password)
+                user = self.accounts.authenticate(name, password, afresh=afresh)
             except InvalidCredentials as failure:
                 outcome, user = failure.outcome, failure.user_id
             try:
@@ -238,15 +232,11 @@ class Remembering(AccountsTest):
         self.store_hash(self.database.read("SELECT password_hash FROM users WHERE id = 1")[0][0])
         users = [self.accounts.authenticate(name, self.password) for name in ("alice", "bob")]
         self.open_accounts().reset("alice")
-        written: queue.SimpleQueue[object] = queue.SimpleQueue()
-        with self.database.announced():  # so that they share it
-            for user in users * 2:
-                self.accounts.record(
-                    "127.0.0.1", "success", user, lambda t, u=user: written.put((u.name, type(t)))
-                )
-            told = sorted((written.get(timeout=5) for _ in range(4)), key=str)
-        accepted = ("bob", type(None))
-        self.assertEqual(told, [("alice", Superseded)] * 2 + [accepted] * 2)
+        with self.database.expect():  # so that they share it
+            told = [self.accounts.record("127.0.0.1", "success", u, u.name) for u in users * 2]
+            failures = [future.exception(10) for future in told]
+        self.assertEqual([type(f) for f in failures], [Superseded, type(None)] * 2)
+        self.assertEqual([future.result() for future in told[1::2]], ["bob"] * 2)
         rows = self.database.read("SELECT user_id, last_login IS NULL FROM auth_logs, users "
                                   "WHERE users.id = user_id")  # fmt: skip
         self.assertEqual(rows, [(2, 0), (2, 0)])
@@ -308,18 +298,17 @@ class Operating(AccountsTest):
                 [(number, f"user{number}") for number in range(1, 301)],
             )
         )
-        written: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
-        expected = []
-        with self.database.announced():  # so that they share the largest commits there are
+        expected, recorded = [], []
+        with self.database.expect():  # so that they share the largest commits there are
             for number in range(1, 301):
                 self.clock.advance(0.25)
                 outcome = "success" if number % 3 else "bad_password"
                 user = accounts.User(number, f"user{number}", "") if number % 3 else number
-                self.accounts.record(f"10.0.0.{number}", outcome, user, written.put)
-                now = attempts.utc_text(self.clock())
+                recorded.append(self.accounts.record(f"10.0.0.{number}", outcome, user, number))
+                now = logins.utc_text(self.clock())
                 last_login = now if number % 3 else None
                 expected.append((f"10.0.0.{number}", now, outcome, number, last_login))
-            self.assertEqual([written.get(timeout=5) for _ in range(300)], [None] * 300)
+            self.assertEqual([future.result(10) for future in recorded], [*range(1, 301)])
         rows = self.database.read(
             "SELECT request_ip, request_timestamp, outcome, user_id, last_login FROM auth_logs "
             "JOIN auth_outcomes ON log_id = auth_logs.id JOIN users ON users.id = user_id "
@@ -355,7 +344,7 @@ class Operating(AccountsTest):
             if len(seen) == 1:  # who tries meanwhile stands in the log as well
                 self.record("127.0.0.1", "bad_password", user.id)
 
-        with mock.patch.object(attempts, "LOG_PAGE", 2), mock.patch("time.sleep", pause):
+        with mock.patch.object(logins, "LOG_PAGE", 2), mock.patch("time.sleep", pause):
             self.accounts.delete("alice")
         self.assertEqual(seen, [[(3,)], [(2,)], [(1,)]])
         self.assertEqual(len(stamps), 3)
@@ -367,7 +356,7 @@ class Operating(AccountsTest):
         user = self.accounts.authenticate("alice", self.accounts.register("alice", None))
         for _ in range(5):
             self.record("127.0.0.1", "success", user)
-        with mock.patch.object(attempts, "LOG_PAGE", 2):
+        with mock.patch.object(logins, "LOG_PAGE", 2):
             with mock.patch("time.sleep", side_effect=KeyboardInterrupt):
                 self.assertRaises(KeyboardInterrupt, self.accounts.delete, "alice")
             self.assertEqual([row[0] for row in self.accounts.users()], ["alice"])
@@ -387,7 +376,7 @@ class Operating(AccountsTest):
             self.record("127.0.0.1", "unknown_user", None)
             self.clock.advance(10)
         counts = []
-        with mock.patch.multiple(attempts, PRUNED_ROWS=1, PRUNE_STEPS=2):
+        with mock.patch.multiple(logins, PRUNED_ROWS=1, PRUNE_STEPS=2):
             for _ in range(3):
                 self.log.prune(25)
                 counts.append(self.rows())
@@ -405,7 +394,7 @@ class Operating(AccountsTest):
             left.append(self.rows())
             return removed
 
-        small = mock.patch.multiple(attempts, PRUNED_ROWS=2, PRUNE_STEPS=10)
+        small = mock.patch.multiple(logins, PRUNED_ROWS=2, PRUNE_STEPS=10)
         with small, mock.patch.object(self.database, "write", counted):
             self.log.prune(10)
         self.assertEqual(left, [4, 2, 0])
@@ -418,7 +407,7 @@ class Operating(AccountsTest):
 
     def at(self, seconds):
         """The clock's time and so many seconds, as the log has it."""
-        return attempts.utc_text(self.clock() + seconds)
+        return logins.utc_text(self.clock() + seconds)
 
     def test_no_commit_of_the_pruning_is_large(self):
         self.write_log(*[self.at(-100)] * 350)
@@ -486,7 +475,7 @@ class Operating(AccountsTest):
             self.clock.advance(10)
         recent = [("192.0.2.3", [30.0]), ("192.0.2.4", [20.0]), ("192.0.2.5", [10.0])]
         self.assertEqual(self.log.recent(30), recent)
-        with mock.patch.object(attempts, "RECENT_ROWS", 2):
+        with mock.patch.object(logins, "RECENT_ROWS", 2):
             self.assertEqual(self.log.recent(30), recent[1:])
 
     def test_recent_attempts_of_an_address_are_told_to_the_millisecond(self):

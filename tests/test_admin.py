@@ -20,11 +20,12 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 import admin
 import server
-import settings
-from accounts import Accounts, HashCost, InvalidCredentials, write_attempts
-from attempts import Attempt, AttemptLog, utc_text
+from jwksd import httpd
+from jwksd.ops import settings
+from jwksd.store.accounts import Accounts, HashCost, InvalidCredentials, write_attempts
+from jwksd.store.logins import Attempt, LoginLog, utc_text
 from jwt_minimal import public_jwk
-from tests.support import ROOT, TemporaryFolder, some_key
+from tests.support import ROOT, Inline, TemporaryFolder, some_key
 
 ENVIRON = {"NOT_MY_KEY": "a secret of the tests", "JWKS_ARGON2": "t=1,m=8,p=1"}
 
@@ -53,7 +54,7 @@ class AdminTest(TemporaryFolder):
         out, err = io.StringIO(), io.StringIO()
         variables = dict(ENVIRON if environ is None else environ)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(mock.patch.object(server, "environment", lambda: variables))
+            stack.enter_context(mock.patch.object(os, "environ", variables))
             given = io.StringIO(stdin) if isinstance(stdin, str) else stdin
             stack.enter_context(mock.patch("sys.stdin", given))
             stack.enter_context(contextlib.redirect_stdout(out))
@@ -294,7 +295,7 @@ class TheLog(AdminTest):
                 self.assertEqual(self.log(*words), self.expected(*places))
 
     def test_is_read_a_page_at_a_time(self):
-        with mock.patch("attempts.LOG_PAGE", 2):
+        with mock.patch("jwksd.store.logins.LOG_PAGE", 2):
             self.assertEqual(self.log(), self.expected(0, 1, 2, 3, 4))
 
     def test_keeps_the_attempts_of_a_deleted_user_without_the_name(self):
@@ -371,7 +372,7 @@ class TheLog(AdminTest):
         self.assertEqual(self.follow(both), [*before, *expected])
 
     def test_is_followed_without_reading_again_what_was_not_wanted(self):
-        looked, real = [], AttemptLog.rows
+        looked, real = [], LoginLog.rows
 
         def rows(kept, wanted, after=0):
             looked.append(after)
@@ -380,7 +381,7 @@ class TheLog(AdminTest):
         def add():
             self.add(("192.0.2.7", "no_key", "bob", 0))
 
-        with mock.patch.object(AttemptLog, "rows", rows):
+        with mock.patch.object(LoginLog, "rows", rows):
             self.assertEqual(self.follow(add, add, words=("--user", "nobody")), [])
         self.assertEqual(looked, [0, len(self.ROWS), len(self.ROWS) + 1])
 
@@ -410,14 +411,21 @@ class KeysTest(AdminTest):
     def setUp(self):
         super().setUp()
         numbers = iter(range(100))
-        ready = mock.patch("keystore.generate", lambda: some_key(next(numbers)))
+        ready = mock.patch("jwksd.store.keystore.generate", lambda: some_key(next(numbers)))
         ready.start()
         self.addCleanup(ready.stop)
 
     def open_server(self, environ=ENVIRON, **values) -> server.App:
         """What a server makes of the file; the secret of the tests unless told otherwise."""
         config = settings.make_settings({"db": str(self.path), "argon2": "t=1,m=8,p=1", **values})
-        app = server.open_app(config, dict(environ), "http://127.0.0.1:1", self.lines.append)
+        app = server.open_app(
+            config,
+            dict(environ),
+            "http://127.0.0.1:1",
+            Inline(),  # type: ignore[arg-type]
+            httpd.Stats(),
+            self.lines.append,
+        )
         self.addCleanup(app.database.close)
         return app
 
@@ -455,13 +463,13 @@ class Keys(KeysTest):
         code, out, err = self.admin("keys", "rotate")
         self.assertEqual((code, self.states()), (0, ["expired", "signing", "next"]))
         self.assertIn("it signs from", err)
-        app.notice_changes()
+        app.upkeep.notice_changes()
         self.assertEqual(app.keys.published().keys[1].kid, out.strip())
 
     def test_are_taken_over_by_a_server_that_nobody_asks(self):
         app = self.open_server()
         _, out, _ = self.admin("keys", "rotate")
-        app.maintain()
+        app.upkeep.tick()
         self.assertEqual(app.keys.published().keys[1].kid, out.strip())
 
     def test_are_rotated_at_once_by_the_settings_of_the_server_not_of_the_command(self):
@@ -470,7 +478,7 @@ class Keys(KeysTest):
         code, out, err = self.admin("keys", "rotate", "--now")
         self.assertEqual(code, 0)
         self.assertIn("refuse new tokens until they fetch it again", err)
-        app.notice_changes()
+        app.upkeep.notice_changes()
         shown = {key.kid: key.exp - time.time() for key in app.keys.published().keys}
         # Tokens of 8 hours and 5 minutes of skew, whatever this command's own defaults are.
         self.assertAlmostEqual(shown[old.kid], 8 * 3600 + 300, delta=10)
@@ -486,21 +494,21 @@ class Keys(KeysTest):
         code, out, err = self.admin("keys", "revoke", old)
         self.assertEqual(code, 0)
         self.assertIn("caches for up to 300 s", err)
-        app.notice_changes()
+        app.upkeep.notice_changes()
         self.assertEqual([key.kid for key in app.keys.published().keys], [out.strip()])
 
     def test_are_not_replaced_if_told_so(self):
         app = self.open_server()
         words = ("keys", "revoke", app.keys.signing_key().kid, "--no-replacement")
         self.assertEqual(self.admin(*words)[:2], (0, ""))
-        app.notice_changes()
-        app.maintain()
+        app.upkeep.notice_changes()
+        app.upkeep.tick()
         self.assertEqual(app.keys.published().keys, ())
 
     def test_with_a_hyphen_in_front_are_revoked_like_any_other(self):
         key = key_with_a_hyphen()
         for words in ((), ("--no-replacement",)):
-            with mock.patch("keystore.generate", lambda: key):
+            with mock.patch("jwksd.store.keystore.generate", lambda: key):
                 self.admin("keys", "rotate", "--now")
             kid = kid_of(key.public_key())
             self.assertIn(kid, [row[0] for row in self.listed()])
@@ -516,7 +524,7 @@ class Keys(KeysTest):
     def test_are_exported_as_the_server_publishes_them(self):
         app = self.open_server()
         self.admin("keys", "rotate")
-        app.notice_changes()
+        app.upkeep.notice_changes()
         code, out, _ = self.admin("keys", "export")
         self.assertEqual((code, json.loads(out)), (0, app.keys.published().document()))
         self.assertNotIn('"d"', out)

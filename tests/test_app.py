@@ -5,20 +5,20 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import queue
 import sqlite3
 import threading
 import unittest
 import uuid
+from typing import Any
 from unittest import mock
 
 import argon2
 
-import accounts
 import jwt_minimal
-from attempts import utc_text
-from database import Database
-from httpd import Later, Request, Response
+from jwksd.httpd import Request
+from jwksd.store import accounts
+from jwksd.store.logins import LoginLog, utc_text
+from jwksd.store.sqlite import SQLite
 from tests.support import AppTest, header
 
 
@@ -369,15 +369,9 @@ class LoggingIn(AppTest):
         )
         self.assertEqual(self.app.accounts.users()[0][3], time)
 
-    def later(self, password: str) -> Later:
-        body = json.dumps({"username": "alice", "password": password}).encode()
-        answer = self.app.respond(Request("POST", "/auth", "", {}, body, "127.0.0.1"))
-        assert isinstance(answer, Later)
-        return answer
-
     def test_ends_a_remembered_password_with_a_reset_by_another_process(self):
         self.assertEqual(self.login("alice", self.password).status, 200)
-        with contextlib.closing(Database(self.path)) as other:
+        with contextlib.closing(SQLite(self.path)) as other:
             newer = accounts.Accounts(other).reset("alice")
         refused = self.login("alice", self.password)
         self.assertEqual(refused.status, 401)
@@ -392,7 +386,7 @@ class LoggingIn(AppTest):
         with contextlib.closing(sqlite3.connect(self.path)) as other, other:
             other.execute("UPDATE users SET username = 'older' WHERE username = 'alice'")
         self.assertEqual(self.login("alice", self.password).status, 401)
-        with contextlib.closing(Database(self.path)) as ours:
+        with contextlib.closing(SQLite(self.path)) as ours:
             accounts.Accounts(ours).register("alice", None)
         self.assertEqual(self.login("alice", self.password).status, 401)
         self.assertEqual(self.login("older", self.password).status, 200)
@@ -401,36 +395,40 @@ class LoggingIn(AppTest):
         self.assertEqual(self.login("alice", self.password).status, 200)
         with contextlib.closing(sqlite3.connect(self.path)) as other, other:
             other.execute("DELETE FROM keys")
-        with contextlib.closing(Database(self.path)) as ours:
+        with contextlib.closing(SQLite(self.path)) as ours:
             accounts.Accounts(ours).reset("alice")
-        self.app.notice_changes()
+        self.app.upkeep.notice_changes()
         self.assertEqual(self.login("alice", self.password).status, 401)
 
     def test_announces_the_row_while_it_signs_so_that_others_wait_for_it(self):
-        announced = []
-        real = jwt_minimal.encode
+        expected = []
+        real, writer = jwt_minimal.encode, getattr(self.app.database, "_writer")  # noqa: B009
 
         def encode(*given):
-            announced.append(len(self.app.database._announced))
+            expected.append(len(writer._expected))
             return real(*given)
 
         with mock.patch.object(jwt_minimal, "encode", encode):
             self.login("alice", self.password)
-        self.assertEqual(announced, [1])
-        self.assertEqual(self.app.database._announced, [])
+        self.assertEqual(expected, [1])
+        self.assertEqual(writer._expected, [])
 
     def test_answers_only_once_the_attempt_is_on_disk(self):
-        hold = threading.Event()
-        answers: queue.SimpleQueue[Response | Later] = queue.SimpleQueue()
-        writer = threading.Thread(target=self.app.database.write, args=(lambda _: hold.wait(5),))
-        writer.start()
+        hold, held = threading.Event(), threading.Event()
+
+        def wait(connection, rows):
+            held.set()
+            hold.wait(10)
+
+        self.app.database.append(wait, None, None)
+        self.assertTrue(held.wait(10))
+        answers: list[Any] = []
         for password in (self.password, "wrong"):
-            self.later(password).run(answers.put)
-        self.assertTrue(answers.empty())
+            body = json.dumps({"username": "alice", "password": password}).encode()
+            answers.append(self.app.respond(Request("POST", "/auth", "", {}, body, "127.0.0.1")))
+        self.assertFalse(any(answer.done() for answer in answers))
         hold.set()
-        given = [getattr(answers.get(timeout=5), "status", None) for _ in range(2)]
-        self.assertEqual(given, [200, 401])
-        writer.join()
+        self.assertEqual([answer.result(10).status for answer in answers], [200, 401])
 
     def test_issues_no_token_for_an_attempt_that_cannot_be_logged(self):
         with sqlite3.connect(self.path) as other:
@@ -545,11 +543,11 @@ class Limiting(AppTest):
         self.app = self.open_app()
         self.clock.advance(100 * 86_400)
         self.login("nobody", "x")
-        self.app.maintain()
+        self.app.upkeep.tick()
         # Without a time of its own, a row goes with a later one that is old enough.
         self.assertEqual(self.app.database.read("SELECT count(*) FROM auth_logs"), [(3,)])
         self.clock.advance(100 * 86_400)
-        self.app.maintain()
+        self.app.upkeep.tick()
         self.assertEqual(self.app.database.read("SELECT count(*) FROM auth_logs"), [(0,)])
 
     def test_believes_forwarding_only_from_a_trusted_proxy(self):
@@ -657,18 +655,18 @@ class Failing(AppTest):
         self.assertEqual(self.call("GET", "/healthz").status, 503)
         self.assertEqual(sum("full" in line for line in self.lines), 1, self.lines)
         self.app.database.write(lambda c: c.execute("PRAGMA max_page_count=100000"))
-        self.app.maintain()
+        self.app.upkeep.tick()
         self.assertEqual(self.call("GET", "/healthz").status, 200)
         self.assertIn("works again", self.lines[-1])
 
     def test_one_task_of_the_maintenance_does_not_stop_the_others(self):
         broken = mock.patch.object(self.app.keys, "prune", side_effect=ZeroDivisionError("x"))
-        with broken, mock.patch.object(self.app.attempts, "prune") as prune:
-            self.app.maintain()
-            self.app.maintain()
+        with broken, mock.patch.object(LoginLog, "prune") as prune:
+            self.app.upkeep.tick()
+            self.app.upkeep.tick()
         self.assertEqual(prune.call_count, 2)
         self.assertEqual(sum("ZeroDivisionError" in line for line in self.lines), 1)
-        self.app.maintain()
+        self.app.upkeep.tick()
         self.assertEqual(self.call("GET", "/healthz").status, 200)
 
 

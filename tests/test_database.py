@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import sqlite3
 import stat
 import subprocess
@@ -14,8 +13,9 @@ import time
 import unittest
 from unittest import mock
 
-import database
-from database import CannotOpen, Database, ReadOnly, Unavailable
+from jwksd.store import database, sqlite
+from jwksd.store.database import CannotOpen, Unavailable
+from jwksd.store.sqlite import ReadOnly, SQLite
 from tests.support import ROOT, TemporaryFolder
 
 
@@ -33,7 +33,7 @@ class Opening(TemporaryFolder):
 
     def test_makes_exactly_the_columns_of_the_contract(self):
         db = self.open_database()
-        for table, columns in database.COLUMNS.items():
+        for table, columns in sqlite.COLUMNS.items():
             found = tuple(row[1] for row in db.read(f"PRAGMA table_info({table})"))
             self.assertEqual(found, columns)
 
@@ -166,7 +166,6 @@ class Writing(TemporaryFolder):
     def test_rows_that_wait_together_are_written_by_one_call(self):
         db = self.open_database()
         hold, held, calls = threading.Event(), threading.Event(), []
-        told: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
 
         def wait(connection):
             held.set()
@@ -180,80 +179,85 @@ class Writing(TemporaryFolder):
         first = threading.Thread(target=db.write, args=(wait,))
         first.start()
         held.wait(5)
-        for number in range(9):
-            db.append(write_rows, str(number), told.put)
-        self.assertTrue(told.empty())
+        told = [db.append(write_rows, str(number), number) for number in range(9)]
+        self.assertFalse(any(future.done() for future in told))
         hold.set()
-        self.assertEqual([told.get(timeout=5) for _ in range(9)], [None] * 9)
+        self.assertEqual([future.result(10) for future in told], [*range(9)])
         first.join()
         self.assertEqual(calls, [[str(number) for number in range(9)]])
         self.assertEqual(len(db.read("SELECT id FROM auth_logs")), 9)
 
     def test_a_row_waits_for_those_announced_and_shares_their_commit(self):
         db = self.open_database()
-        told: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
         calls: list[list[str]] = []
+        told = []
 
         def keep(connection, rows):
             calls.append(rows)
 
         def second_comes(seconds):
-            db.append(keep, "second", told.put)
+            told.append(db.append(keep, "second", 2))
 
-        with mock.patch("database.sleep", second_comes), db.announced():
-            db.append(keep, "first", told.put)
-            self.assertEqual([told.get(timeout=5) for _ in range(2)], [None, None])
+        with mock.patch("jwksd.store.database.sleep", second_comes), db.expect():
+            first = db.append(keep, "first", 1)
+            self.assertEqual([first.result(10), told[0].result(10)], [1, 2])
         self.assertEqual(calls[0][:2], ["first", "second"])
 
     def test_a_row_waits_for_nobody_who_was_not_announced_nor_for_long(self):
         db = self.open_database()
-        told: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
         naps: list[float] = []
-        with mock.patch("database.sleep", naps.append):
-            db.append(lambda connection, rows: None, 1, told.put)
-            self.assertIsNone(told.get(timeout=5))
+        with mock.patch("jwksd.store.database.sleep", naps.append):
+            db.append(lambda connection, rows: None, 1, None).result(10)
             self.assertEqual(naps, [])
-            with db.announced():  # and nothing comes
-                db.append(lambda connection, rows: None, 2, told.put)
-                self.assertIsNone(told.get(timeout=5))
+            with db.expect():  # and nothing comes
+                db.append(lambda connection, rows: None, 2, None).result(10)
         self.assertLessEqual(sum(naps), 0.004)
         self.assertGreater(sum(naps), 0)
 
     def test_an_announcement_ends_with_its_failure(self):
         db = self.open_database()
         naps: list[float] = []
-        with self.assertRaises(ZeroDivisionError), db.announced():
+        with self.assertRaises(ZeroDivisionError), db.expect():
             print(1 / 0)  # it will not come
-        with mock.patch("database.sleep", naps.append):
+        with mock.patch("jwksd.store.database.sleep", naps.append):
             db.write(insert("a"))
         self.assertEqual(naps, [])
 
     def test_rows_that_cannot_be_written_are_reported_to_each_and_undone(self):
         db = self.open_database()
-        told: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
 
         def write_rows(connection, rows):
             insert("lost")(connection)
             connection.execute("INSERT INTO nowhere VALUES (1)")
 
-        db.append(write_rows, 1, told.put)
-        self.assertIsInstance(told.get(timeout=5), Unavailable)
+        self.assertIsInstance(db.append(write_rows, 1, None).exception(10), Unavailable)
         self.assertEqual(db.read("SELECT id FROM auth_logs"), [])
         db.close()
-        db.append(write_rows, 2, told.put)
-        self.assertIsInstance(told.get(timeout=5), Unavailable)
+        self.assertIsInstance(db.append(write_rows, 2, None).exception(10), Unavailable)
+
+    def test_a_row_that_is_refused_is_no_harm_to_those_beside_it(self):
+        db = self.open_database()
+
+        def write_rows(connection, rows):
+            return {place: KeyError(row) for place, row in enumerate(rows) if row % 2}
+
+        with db.expect():  # so that they share a commit
+            told = [db.append(write_rows, number, number) for number in range(4)]
+            failures = [future.exception(10) for future in told]
+        self.assertEqual([str(failure) for failure in failures], ["None", "1", "None", "3"])
 
     def test_a_listener_that_fails_stops_nobody_else(self):
         db = self.open_database()
-        told: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        heard = threading.Event()
 
-        def fail(trouble):
-            told.put(trouble)
+        def fail(future):
+            heard.set()
             raise KeyError("mine")
 
-        db.append(lambda connection, rows: None, 1, fail)
-        self.assertIsNone(told.get(timeout=5))
-        self.assertEqual(db.write(lambda connection: 7), 7)
+        with self.assertLogs("concurrent.futures", "ERROR"):
+            db.append(lambda connection, rows: None, 1, None).add_done_callback(fail)
+            self.assertEqual(db.write(lambda connection: 7), 7)
+        self.assertTrue(heard.is_set())
 
     def test_a_full_database_is_unavailable_and_recovers(self):
         db = self.open_database()
@@ -398,19 +402,13 @@ class Writing(TemporaryFolder):
 
     def test_outlives_a_lack_of_memory_at_any_moment_and_tells_everybody(self):
         db = self.open_database()
-        told: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
-
-        def listener_that_fails(trouble):
-            told.put(trouble)
-            raise KeyError("mine")
-
-        for step in ("_gather", "_Rows"):
-            with mock.patch.object(database, step, side_effect=MemoryError):
-                db.append(lambda connection, rows: None, 1, listener_that_fails)
-                self.assertRegex(str(told.get(timeout=5)), "MemoryError")
-        for owner, step in ((database, "_gather"), (db, "_run")):
+        for owner, step in ((database, "gather"), (database, "Job"), (database.Job, "run")):
             exhausted = mock.patch.object(owner, step, side_effect=MemoryError)
-            with exhausted, self.assertRaisesRegex(Unavailable, "MemoryError"):
+            with exhausted:
+                told = [db.append(lambda connection, rows: None, 1, None) for _ in range(2)]
+                for future in told:
+                    self.assertRegex(repr(future.exception(10)), "MemoryError")
+            with exhausted, self.assertRaises((MemoryError, Unavailable)):
                 db.write(insert("lost"))
         db.write(insert("after"))
         self.assertEqual(db.read("SELECT request_ip FROM auth_logs"), [("after",)])
@@ -425,7 +423,8 @@ class Writing(TemporaryFolder):
     def test_while_another_thread_reads_ends_its_reading_and_not_the_process(self):
         program = """
 import sys, threading
-from database import Database, Unavailable
+from jwksd.store.database import Unavailable
+from jwksd.store.sqlite import SQLite
 
 NUMBERS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 5000)"
 
@@ -438,7 +437,7 @@ def read(database, begun, ends):
         ends.append(str(ended))
 
 for _ in range(30):
-    database, begun, ends = Database(sys.argv[1]), threading.Event(), []
+    database, begun, ends = SQLite(sys.argv[1]), threading.Event(), []
     threads = [threading.Thread(target=read, args=(database, begun, ends)) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -471,7 +470,7 @@ class Reading(TemporaryFolder):
         db = self.open_database()
         spelled = "INSERT INTO auth_logs (request_ip) VALUES (CAST(x'61ff' AS TEXT))"
         db.write(lambda connection: connection.execute(spelled))
-        for reader in (db, database.ReadOnly(self.path)):
+        for reader in (db, sqlite.ReadOnly(self.path)):
             ((text,),) = reader.read("SELECT request_ip FROM auth_logs")
             self.assertEqual(text.encode("utf-8", "surrogateescape"), b"a\xff")
 
@@ -521,7 +520,7 @@ class BackingUp(TemporaryFolder):
 
 class AReader(TemporaryFolder):
     def fill(self):
-        with contextlib.closing(Database(self.path)) as database:
+        with contextlib.closing(SQLite(self.path)) as database:
             database.write(
                 lambda c: c.execute(
                     "INSERT INTO users (username, password_hash) VALUES ('alice', '')"
@@ -551,13 +550,13 @@ class AReader(TemporaryFolder):
         reader = ReadOnly(self.path)
         for first_answer in (sqlite3.DatabaseError("database disk image is malformed"), "damage"):
             asked: list[sqlite3.Connection] = []
-            server: list[Database] = []
+            server: list[SQLite] = []
 
             def question(connection, asked=asked, server=server, first_answer=first_answer):
                 asked.append(connection)
                 if len(asked) > 1:
                     return connection.execute("SELECT username FROM users").fetchall()
-                server.append(Database(self.path))
+                server.append(SQLite(self.path))
                 if isinstance(first_answer, Exception):
                     raise first_answer
                 return first_answer

@@ -13,10 +13,10 @@ import time
 import unittest
 from unittest import mock
 
-import doctor
-from accounts import Accounts, write_attempts
-from attempts import Attempt, utc_text
-from database import Database
+from jwksd.ops import doctor
+from jwksd.store.accounts import Accounts, write_attempts
+from jwksd.store.logins import Attempt, utc_text
+from jwksd.store.sqlite import SQLite
 from tests.support import ROOT
 from tests.test_admin import ENVIRON, KeysTest
 from tests.test_process import SECRET, ProcessTest
@@ -39,7 +39,7 @@ class DoctorTest(KeysTest):
     def setUp(self):
         super().setUp()
         # What the machine of the tests has is not what they are about.
-        sound = mock.patch("doctor.SQLITE_SOUND", sqlite3.sqlite_version_info)
+        sound = mock.patch("jwksd.ops.doctor.SQLITE_SOUND", sqlite3.sqlite_version_info)
         sound.start()
         self.addCleanup(sound.stop)
 
@@ -117,11 +117,11 @@ class AMachine(DoctorTest):
         self.make()
 
     def test_with_an_older_sqlite_is_noted(self):
-        with mock.patch("doctor.SQLITE_SOUND", (99, 1, 2)):
+        with mock.patch("jwksd.ops.doctor.SQLITE_SOUND", (99, 1, 2)):
             self.assertFinds("sqlite", "note", "99.1.2", "keep backups")
 
     def test_with_an_older_package_is_a_problem(self):
-        with mock.patch.dict("doctor.PACKAGES", {"cryptography": (999,)}):
+        with mock.patch.dict("jwksd.ops.doctor.PACKAGES", {"cryptography": (999,)}):
             self.assertFinds("packages", "problem", "cryptography", "pip install")
 
     def test_needs_the_packages_that_are_installed_with_it(self):
@@ -131,8 +131,10 @@ class AMachine(DoctorTest):
 
     def test_without_room_is_a_problem_and_with_too_little_for_a_backup_noted(self):
         for least, state in ((500, "problem"), (100, "note")):
-            usage = mock.patch("doctor.shutil.disk_usage", lambda path: mock.Mock(free=499))
-            with usage, mock.patch("doctor.DISK_PROBLEM", least):
+            usage = mock.patch(
+                "jwksd.ops.doctor.shutil.disk_usage", lambda path: mock.Mock(free=499)
+            )
+            with usage, mock.patch("jwksd.ops.doctor.DISK_PROBLEM", least):
                 self.assertFinds("disk", state, "free")
 
 
@@ -170,16 +172,18 @@ class Files(DoctorTest):
         self.assertEqual(self.doctor(self.environ)[0], 0)
 
     def test_that_are_not_writable_are_a_problem(self):
-        with mock.patch("doctor.os.access", lambda path, mode: path != self.path or mode == 4):
+        with mock.patch(
+            "jwksd.ops.doctor.os.access", lambda path, mode: path != self.path or mode == 4
+        ):
             self.assertFinds(
                 "files", "problem", "not for this user to write: keys.db;", environ=self.environ
             )
-        with mock.patch("doctor.os.access", lambda path, mode: path != self.folder):
+        with mock.patch("os.access", lambda path, mode: path != self.folder):
             self.assertFinds("directory", "problem", "not writable", environ=self.environ)
 
     def test_of_a_log_that_is_never_taken_over_are_noted(self):
         self.open_server(environ={}).accounts.register("alice", None)
-        with mock.patch("doctor.WAL_LARGE", 1000):
+        with mock.patch("jwksd.ops.doctor.WAL_LARGE", 1000):
             self.assertFinds("wal", "note", "a reader", environ=self.environ)
 
     def test_of_a_log_without_its_index_are_noted_and_left_alone(self):
@@ -212,7 +216,7 @@ class ADatabase(DoctorTest):
         self.assertIn("it is not a file", report["database"][1])
         self.path.rmdir()
         self.make()
-        with mock.patch("database.os.access", lambda path, mode: False):
+        with mock.patch("os.access", lambda path, mode: False):
             code, report = self.doctor()
         self.assertEqual(code, 2)
         self.assertIn("this user may not read it", report["database"][1])
@@ -427,7 +431,7 @@ class ASymbolicLink(DoctorTest):
         self.make()
         self.path.rename(self.folder / "disk" / "real.db")
         self.path.symlink_to(self.folder / "disk" / "real.db")
-        with contextlib.closing(Database(self.path)) as database:  # as a server that runs
+        with contextlib.closing(SQLite(self.path)) as database:  # as a server that runs
             Accounts(database).register("alice", None)
             report = parsed(self.admin("doctor", environ=ENVIRON)[1])
         self.assertIn("has the database open", report["wal"][1])

@@ -10,10 +10,10 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import admin
-import doctor
 import server
 import test_server
-from settings import Settings
+from jwksd.ops import doctor
+from jwksd.ops.settings import Settings
 from tests.support import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

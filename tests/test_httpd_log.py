@@ -11,8 +11,8 @@ import subprocess
 import sys
 import unittest
 
-import httpd
-from linelog import LOG_PATH, LineLog, printable
+from jwksd.httpd import loop
+from jwksd.httpd.log import LOG_PATH, LineLog, printable
 from tests.httpd_live import GET, LAST, LiveServer, statuses, wait_until
 from tests.test_httpd_loop import post
 
@@ -100,7 +100,8 @@ class Lines(unittest.TestCase):
 
     def test_without_a_standard_error_hurt_nobody(self) -> None:
         program = (
-            "from linelog import LineLog; l = LineLog(); l.write('x'); l.flush(5); exit(l.dropped)"
+            "from jwksd.httpd.log import LineLog; l = LineLog(); "
+            "l.write('x'); l.flush(5); exit(l.dropped)"
         )
         folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         run = subprocess.run(
@@ -109,7 +110,7 @@ class Lines(unittest.TestCase):
         self.assertEqual(run.returncode, 1)
 
     def test_that_nobody_reads_do_not_hold_up_the_end_of_the_process(self) -> None:
-        program = "from linelog import LineLog; l = LineLog(); l.write('x' * 200_000)"
+        program = "from jwksd.httpd.log import LineLog; l = LineLog(); l.write('x' * 200_000)"
         folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         with subprocess.Popen(
             [sys.executable, "-c", program], stderr=subprocess.PIPE, cwd=folder
@@ -174,7 +175,7 @@ class AccessLog(unittest.TestCase):
         self.assertEqual([text.count("\n") for text in server.lines], [2])
 
     def test_of_a_long_turn_is_written_in_parts(self) -> None:
-        count, server = 3 * httpd.LINES, LiveServer()
+        count, server = 3 * loop.LINES, LiveServer()
         per_client = 100
         with contextlib.ExitStack() as stack:
             clients = [stack.enter_context(server.connect()) for _ in range(count // per_client)]
@@ -186,7 +187,7 @@ class AccessLog(unittest.TestCase):
                         self.assertEqual(client.answer().status, 200)
         lines = [text.count("\n") + 1 for text in server.lines]
         self.assertEqual(sum(lines), count)
-        self.assertLessEqual(max(lines), httpd.LINES)
+        self.assertLessEqual(max(lines), loop.LINES)
 
 
 class Paths(unittest.TestCase):

@@ -12,19 +12,22 @@ import threading
 import time
 import unittest
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, ClassVar
 from unittest import mock
 
-import workers
-from httpd import (
-    Eventually,
-    Later,
+from jwksd.httpd import (
+    Answer,
     Limits,
+    Listener,
+    Overloaded,
     Request,
     Response,
     Server,
+    Workers,
     error,
     json_response,
+    workers,
 )
 from tests.httpd_live import (
     ANSWER,
@@ -297,7 +300,7 @@ class EarlyAnswers(LiveTest):
                 self.server.stats.requests.clear()
 
 
-class Workers(LiveTest):
+class Busy(LiveTest):
     settings: ClassVar[dict[str, object]] = {"workers": 2, "queue_limit": 1}
 
     def test_refuse_beyond_their_queue_and_leave_the_rest_alone(self) -> None:
@@ -306,7 +309,7 @@ class Workers(LiveTest):
         clients = [self.server.connect() for _ in range(5)]
         for client in clients[:3]:
             client.send(post("/later", b""))
-        self.assertTrue(wait_until(lambda: self.server.stats.queue_depth == 1))
+        self.assertTrue(wait_until(lambda: self.server.workers.queued == 1))
         clients[3].send(post("/later", b""))
         refused = clients[3].answer()
         self.assertEqual((refused.status, refused.headers["retry-after"]), (503, "1"))
@@ -358,7 +361,7 @@ class Workers(LiveTest):
 
 
 class ASlowQueue(LiveTest):
-    settings: ClassVar[dict[str, object]] = {"workers": 1, "queue_time": 0.1}
+    settings: ClassVar[dict[str, object]] = {"workers": 1, "queue_seconds": 0.1}
 
     def test_is_left_with_503_by_whoever_has_waited_for_too_long(self) -> None:
         gate = self.server.hold()
@@ -372,69 +375,68 @@ class ASlowQueue(LiveTest):
             self.assertEqual((refused.status, refused.headers["retry-after"]), (503, "1"))
             second.send(post("/later", b""))
             self.assertEqual(second.answer().status, 200)
-        self.assertEqual(self.server.stats.rejected_busy, 1)
+        self.assertEqual(self.server.workers.refused, 1)
 
 
 class Pool(unittest.TestCase):
-    TOO_LATE = Response(503)
+    def pool(self, threads: int, queue_limit: int = 0, queue_seconds: float = 60.0) -> Workers:
+        pool = Workers(threads, queue_limit=queue_limit, queue_seconds=queue_seconds)
+        self.addCleanup(pool.stop, 5)
+        return pool
 
-    def setUp(self) -> None:
-        self.outcomes: list[object] = []
+    def test_finishes_what_it_has_begun(self) -> None:
+        pool, gate = self.pool(2), threading.Event()
+        begun = [pool.submit(gate.wait, 10) for _ in range(2)]
+        threading.Timer(0.05, gate.set).start()
+        pool.stop(10)
+        self.assertEqual([future.result(0) for future in begun], [True, True])
 
-    def pool(self, threads: int, queue_limit: int = 0, patience: float = 60.0) -> workers.Workers:
-        def finished(deliver: workers.Deliver, outcome: workers.Outcome) -> None:
-            self.outcomes.append(outcome)
-
-        return workers.Workers(
-            threads, queue_limit, finished, patience=patience, too_late=self.TOO_LATE
-        )
-
-    def slow(self) -> Response:
-        time.sleep(0.2)
-        return ANSWER
-
-    def test_ends_what_it_has_begun(self) -> None:
-        pool = self.pool(2)
-        for _ in range(2):
-            self.assertTrue(pool.submit(Later(self.slow), self.outcomes.append))
-        pool.stop(5)
-        self.assertEqual(self.outcomes, [ANSWER, ANSWER])
+    def test_refuses_what_has_no_room(self) -> None:
+        pool, gate = self.pool(1, queue_limit=1), threading.Event()
+        accepted = [pool.submit(gate.wait, 10) for _ in range(2)]
+        self.assertRaises(Overloaded, pool.submit, gate.wait, 10)
+        gate.set()
+        self.assertEqual([future.result(10) for future in accepted], [True, True])
+        self.assertEqual((pool.refused, pool.queued), (1, 0))
 
     def test_does_not_run_what_has_waited_for_too_long(self) -> None:
-        ran: list[int] = []
+        pool, gate = self.pool(1, 3, queue_seconds=0.0), threading.Event()
+        late = [pool.submit(gate.set) for _ in range(3)]
+        for future in late:
+            self.assertIsInstance(future.exception(10), Overloaded)
+        self.assertFalse(gate.is_set())
+        self.assertEqual(pool.refused, 3)
 
-        def run(number: int) -> Response:
-            ran.append(number)
-            return self.slow()
+    def test_hands_over_what_comes_later_still(self) -> None:
+        pool, commit = self.pool(1, queue_limit=1), Future[str]()
+        answer, other = pool.submit(lambda: commit), pool.submit(str, 7)
+        self.assertEqual(other.result(10), "7")  # the thread does not wait for the commit
+        self.assertFalse(answer.done())
+        commit.set_result("written")
+        self.assertEqual(answer.result(10), "written")
 
-        pool = self.pool(1, 3, patience=0.1)
-        for number in range(4):
-            self.assertTrue(pool.submit(Later(run, number), self.outcomes.append))
-        pool.stop(5)
-        self.assertEqual(ran, [0])
-        self.assertEqual(self.outcomes, [ANSWER] + [self.TOO_LATE] * 3)
+    def test_hands_over_a_failure_too(self) -> None:
+        pool, commit = self.pool(1), Future[str]()
+        answer = pool.submit(lambda: commit)
+        commit.set_exception(KeyError("disk"))
+        self.assertIsInstance(answer.exception(10), KeyError)
+        self.assertIsInstance(pool.submit(int, "x").exception(10), ValueError)
 
     @unittest.skipUnless(sys.platform == "linux", "only Linux ranks threads one by one")
     def test_steps_back_behind_the_loop(self) -> None:
-        def rank(*_: object) -> Response:
-            return Response(200, (), b"%d" % os.getpriority(os.PRIO_PROCESS, 0))
+        def rank() -> int:
+            return os.getpriority(os.PRIO_PROCESS, 0)
 
-        with LiveServer() as server, server.connect() as client:
-            server.work = rank
-            client.send(post("/later", b""))
-            own = os.getpriority(os.PRIO_PROCESS, 0)
-            self.assertEqual(client.answer().body, b"%d" % min(19, own + workers.STEP_BACK))
-            self.assertEqual(os.getpriority(os.PRIO_PROCESS, server.thread.native_id or 0), own)
+        own = rank()
+        behind = self.pool(1).submit(rank).result(10)
+        self.assertEqual(behind, min(19, own + workers.STEP_BACK))
+        self.assertEqual(rank(), own)
 
     def test_makes_no_more_threads_than_are_needed(self) -> None:
-        pool = self.pool(8)
-        before = threading.active_count()
-        for count in range(1, 6):
-            pool.submit(Later(Response, 200), self.outcomes.append)
-            self.assertTrue(wait_until(lambda count=count: len(self.outcomes) == count))
-            pool.collect()
+        pool, before = self.pool(8), threading.active_count()
+        for _ in range(5):
+            pool.submit(str).result(10)
         self.assertEqual(threading.active_count() - before, 1)
-        pool.stop(5)
 
 
 class Waiting(LiveTest):
@@ -508,7 +510,7 @@ class Addresses(unittest.TestCase):
                     self.assertEqual(statuses(server.ask(LAST)), [200])
                 self.assertEqual(server.seen[0].client, "unix")
                 with self.assertRaises(OSError):
-                    Server(Routes, host=f"unix:{path}")
+                    Listener(f"unix:{path}", 0)
             self.assertFalse(os.path.exists(path))
 
     @unittest.skipUnless(hasattr(socket, "AF_UNIX"), "no Unix domain sockets here")
@@ -521,44 +523,54 @@ class Addresses(unittest.TestCase):
                 self.assertEqual(statuses(server.ask(LAST)), [200])
 
     def test_that_are_taken_are_an_error_at_once(self) -> None:
-        first = Server(Routes, port=0)
+        first = Listener("127.0.0.1", 0)
         self.addCleanup(first.close)
         with self.assertRaises(OSError):
-            Server(Routes, port=int(first.url.rpartition(":")[2]))
+            Listener("127.0.0.1", int(first.url.rpartition(":")[2]))
 
     def test_are_free_after_close(self) -> None:
-        first = Server(Routes, port=0)
+        listener = Listener("127.0.0.1", 0)
+        first = Server(listener, Routes)
         first.close()
         first.close()
-        Server(Routes, port=int(first.url.rpartition(":")[2])).close()
+        Listener("127.0.0.1", int(listener.url.rpartition(":")[2])).close()
 
 
 class Blocking(Routes):
     """Has the loop itself do the work of /work, so that everything stands still meanwhile."""
 
-    def route(self, request: Request) -> Response | Later:
+    def route(self, request: Request) -> Answer:
         server: Any = self.server
         return server.work(request) if request.path == "/work" else super().route(request)
 
 
+class Recovering(Routes):
+    """Has the work of a Future that failed done again, once."""
+
+    def recover(self, request: Request, failure: BaseException) -> Answer:
+        server: Any = self.server
+        if isinstance(failure, LookupError):
+            return server.workers.submit(server.work, request)
+        return super().recover(request, failure)
+
+
 class AskingAgain(unittest.TestCase):
-    def test_a_later_may_be_answered_by_another_one(self) -> None:
+    def test_a_future_that_failed_may_be_followed_by_another_one(self) -> None:
         rounds: list[str] = []
 
-        def ask(request: Request) -> Response | Eventually:
+        def ask(request: Request) -> Response:
             rounds.append(request.path)
-            if len(rounds) == 3:
-                return ANSWER
-            return lambda deliver: deliver(Later(ask, request))
+            if len(rounds) < 3:
+                raise LookupError
+            return ANSWER
 
-        with LiveServer() as server, server.connect() as client:
+        with LiveServer(handler=Recovering) as server, server.connect() as client:
             server.work = ask
             client.send(b"GET /later HTTP/1.1\r\nHost: a\r\n\r\n" + GET)
             self.assertEqual([client.answer().body for _ in range(2)], [b"hello"] * 2)
             self.assertEqual(len(rounds), 3)
             self.assertEqual(server.stats.requests[200], 2)
-            self.assertTrue(wait_until(lambda: server.stats.queue_depth == 0))
-            self.assertEqual(server._workers._unfinished, 0)
+            self.assertTrue(wait_until(lambda: server.workers.queued == 0))
 
 
 class Turns(unittest.TestCase):
@@ -576,13 +588,13 @@ class Turns(unittest.TestCase):
             return ANSWER
 
         with LiveServer(handler=Blocking) as server:
-            deliver = server._workers._finished
+            hand_over = server.hand_over
 
-            def tell(*answer: Any) -> None:
-                deliver(*answer)
+            def tell(*done: Any) -> None:
+                hand_over(*done)
                 finished.set()
 
-            server._workers._finished = tell
+            server.hand_over = tell  # type: ignore
             gate = server.hold()
             with server.connect() as leaving, server.connect() as other:
                 leaving.send(GET)
@@ -600,7 +612,7 @@ class Turns(unittest.TestCase):
         order: list[str] = []
 
         class Watching(Routes):
-            def route(self, request: Request) -> Response | Later:
+            def route(self, request: Request) -> Answer:
                 order.append("route")
                 return ANSWER
 

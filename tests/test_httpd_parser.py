@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import unittest
 
-from http1 import Limits, Parser, Refused, Request
+from jwksd.httpd.parser import Limits, Parser, Refused, Request
 
 LIMITS = Limits(line=64, head=400, fields=5, body=40, chunk_line=20, extensions=30)
 

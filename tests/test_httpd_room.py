@@ -8,9 +8,9 @@ import unittest
 from collections.abc import Callable
 from unittest import mock
 
+from jwksd.httpd.sockets import TURNED_AWAY
 from tests.httpd_live import GET, LAST, Client, LiveServer, statuses, wait_until
 from tests.test_httpd_loop import QUICK, post
-from transport import TURNED_AWAY
 
 
 class Room(unittest.TestCase):

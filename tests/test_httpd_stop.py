@@ -6,7 +6,7 @@ import contextlib
 import threading
 import unittest
 
-from httpd import Request, Response
+from jwksd.httpd import Request, Response
 from tests.httpd_live import ANSWER, GET, LiveServer, statuses, wait_until
 from tests.test_httpd_loop import QUICK, Blocking, post
 

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from httpd import Limits
+from jwksd.httpd import Limits
 from tests.httpd_live import GET, LAST, Client, LiveServer, statuses, wait_until
 from tests.test_httpd_loop import QUICK
 
@@ -173,7 +173,7 @@ class TLS(unittest.TestCase):
         with self.handshake() as old:
             self.assertEqual(self.subject(old), "first")
             make_certificate(self.folder, "second")
-            self.server.reload_tls()
+            self.server.listener.reload_tls()
             with self.handshake() as new:
                 self.assertEqual(self.subject(new), "second")
             old.send(GET)
@@ -182,7 +182,7 @@ class TLS(unittest.TestCase):
     def test_keeps_its_certificate_when_the_new_one_is_bad(self) -> None:
         os.unlink(self.files[1])
         with self.assertRaises(ValueError):
-            self.server.reload_tls()
+            self.server.listener.reload_tls()
         with self.handshake() as client:
             self.assertEqual(self.subject(client), "first")
 

@@ -17,9 +17,8 @@ from unittest import mock
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-import transport
-from tests.test_httpd_tls import make_certificate
-from transport import (
+from jwksd.httpd import sockets
+from jwksd.httpd.sockets import (
     client_of,
     is_abandoned,
     listen,
@@ -29,6 +28,7 @@ from transport import (
     unlisten,
     url_of,
 )
+from tests.test_httpd_tls import make_certificate
 
 FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -154,7 +154,7 @@ class Files(unittest.TestCase):
         folder = os.open(os.path.dirname(self.path), os.O_RDONLY)
         self.addCleanup(os.close, folder)
         fcntl.flock(folder, fcntl.LOCK_SH)  # and does not let go
-        with mock.patch.object(transport, "START_PATIENCE", 0.0):
+        with mock.patch.object(sockets, "START_PATIENCE", 0.0):
             unlisten(listen_unix(self.path))
         refused = PermissionError(13, "Permission denied")
         with mock.patch.object(os, "open", side_effect=refused):
@@ -196,9 +196,9 @@ class Descriptors(unittest.TestCase):
     def room(self, soft: int, hard: int, wanted: int) -> int:
         """What a process with these limits has room for."""
         program = (
-            "import resource, transport\n"
+            "import resource\nfrom jwksd.httpd import sockets\n"
             f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"
-            f"print(transport.descriptor_room({wanted}))"
+            f"print(sockets.descriptor_room({wanted}))"
         )
         return int(subprocess.check_output([sys.executable, "-c", program], cwd=FOLDER))
 

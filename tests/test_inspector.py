@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import unittest
 from pathlib import Path
+from unittest import mock
 
-import answers
 import server
+from jwksd.api import answers
 from tests.support import ROOT, AppTest, header
 
 FILES = {path: (ROOT / "web" / name).read_bytes() for path, (name, _) in answers.PAGE.items()}
@@ -64,7 +65,8 @@ class ThePage(AppTest):
         self.assertEqual(len(tags), len(FILES))
 
     def test_is_found_nowhere_when_its_files_are_missing(self):
-        self.app._page = answers.inspector_page(self.folder)
+        with mock.patch("jwksd.resource", side_effect=FileNotFoundError):
+            self.app._page = answers.inspector_page()
         self.assertEqual([self.call("GET", path).status for path in FILES], [404] * 3)
 
     def test_is_not_posted_to(self):

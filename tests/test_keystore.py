@@ -6,10 +6,9 @@ import sqlite3
 import unittest
 from unittest import mock
 
-import keystore
-import sealing
+from jwksd.store import keystore, sealing
+from jwksd.store.keystore import Key, KeyStore, NoSigningKey, Policy, UnknownKey, WrongSecret
 from jwt_minimal import b64url_encode
-from keystore import Key, KeyStore, NoSigningKey, Policy, UnknownKey, WrongSecret
 from tests.support import Clock, TemporaryFolder, some_key
 
 CONTENT_KEY, SALT = bytes(range(64)), bytes(16)

@@ -15,9 +15,9 @@ from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-import flaws
 import jwt_minimal
 import lab
+from jwksd import flaws
 from tests import jwt_refusals as vectors
 from tests.support import ROOT, TemporaryFolder, some_key
 

@@ -12,11 +12,11 @@ import unittest
 from unittest import mock
 
 import admin
-import keystore
-import server
 from bench import rotation_plan
 from bench.rotation_plan import CLIENTS, Client, Issuer, Verifier
-from keystore import KeyStore, Policy
+from jwksd.ops.upkeep import Upkeep
+from jwksd.store import keystore
+from jwksd.store.keystore import KeyStore, Policy
 from tests.support import ROOT, Clock, TemporaryFolder, some_key
 
 SLOWEST = 2.0  # s between the moment a key is due and the moment it is published
@@ -283,17 +283,17 @@ class TheRealStore(TemporaryFolder):
         return copies[-1][1] if len(copies) == 1 else set()
 
 
-class TheMaintenanceThread(unittest.TestCase):
+class TheUpkeepThread(unittest.TestCase):
     def waits(self, *due_in: float) -> list[float]:
         """How long it waits for its next look, if that is how soon a key is due when it asks."""
-        service = server.Service.__new__(server.Service)
-        service.app = mock.Mock()
-        service.app.keys.due_in.side_effect = due_in
-        service._reload_wanted = False
-        service._stopping = mock.Mock()
-        service._stopping.wait.side_effect = [False] * (len(due_in) // 2) + [True]
-        service._maintain()
-        return [call.args[0] for call in service._stopping.wait.call_args_list]
+        keys, stopping = mock.Mock(), mock.Mock()
+        keys.due_in.side_effect = due_in
+        stopping.wait.side_effect = [False] * (len(due_in) // 2) + [True]
+        chores = Upkeep(
+            mock.Mock(moved=lambda: False), keys, mock.Mock(), log_retention=1.0, log=mock.Mock()
+        )
+        chores.run(stopping, lambda: None)
+        return [call.args[0] for call in stopping.wait.call_args_list]
 
     def test_wakes_when_a_key_is_due_and_every_second_else(self):
         self.assertEqual(self.waits(900, 899, 899), [1, 1])

@@ -6,9 +6,9 @@ import json
 import unittest
 from pathlib import Path
 
-import sealing
+from jwksd.store import sealing
+from jwksd.store.sealing import SealBroken
 from jwt_minimal import public_jwk
-from sealing import SealBroken
 from tests.support import some_key
 
 CONTENT_KEY, SALT = bytes(range(64)), bytes(16)

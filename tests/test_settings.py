@@ -9,8 +9,8 @@ import os
 import stat
 import unittest
 
-import settings
-from settings import ConfigurationError, Settings, configure, make_settings
+from jwksd.ops import secret, settings
+from jwksd.ops.settings import ConfigurationError, Settings, configure, make_settings
 from tests.support import TemporaryFolder
 
 
@@ -94,8 +94,8 @@ class TheSecret(TemporaryFolder):
 
     def load(self, **environ):
         self.environ = environ
-        secret, self.previous = settings.load_secret(self.database, self.environ, self.lines.append)
-        return secret
+        current, self.previous = secret.load_secret(self.database, self.environ, self.lines.append)
+        return current
 
     def add_key(self):
         self.database.write(lambda c: c.execute("INSERT INTO keys (key, exp) VALUES (x'00', 1)"))

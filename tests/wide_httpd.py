@@ -10,7 +10,7 @@ import h11
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from http1 import Limits, Parser, Refused, Request
+from jwksd.httpd.parser import Limits, Parser, Refused, Request
 from tests.test_httpd_parser import BAD, GOOD, LIMITS, outline, read
 
 ROOMY = Limits()

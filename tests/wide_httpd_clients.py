@@ -13,7 +13,7 @@ import unittest
 from importlib import import_module
 from pathlib import Path
 
-from httpd import Later, Request, Response
+from jwksd.httpd import Answer, Request, Response
 from tests.httpd_live import LiveServer, Routes
 from tests.test_httpd_tls import make_certificate
 
@@ -50,7 +50,7 @@ const send = async (size) => {
 
 
 class Pages(Routes):
-    def route(self, request: Request) -> Response | Later:
+    def route(self, request: Request) -> Answer:
         if request.path == "/page":
             return Response(200, [("Content-Type", "text/html")], PAGE)
         return super().route(request)

@@ -28,9 +28,9 @@ from joserfc import jws
 from joserfc import jwt as joserfc_jwt
 from joserfc.jwk import RSAKey
 
-import flaws
 import jwt_minimal
-from flaws import segment
+from jwksd import flaws
+from jwksd.flaws import segment
 from jwt_minimal import DIGEST_INFO, b64url_decode, b64url_encode, padded_hash
 from tests import jwt_refusals as vectors
 from tests.test_jwt import JWK, JWKS, NOW, PRIVATE_KEY

@@ -15,9 +15,9 @@ from joserfc import jwe
 from joserfc.jwk import OctKey, RSAKey
 
 import jwt_minimal
-import sealing
 from bench import rotation_live
-from keystore import KeyStore, Policy, WrongSecret
+from jwksd.store import sealing
+from jwksd.store.keystore import KeyStore, Policy, WrongSecret
 from tests.support import ROOT, TemporaryFolder, some_key
 
 CONTENT_KEY, SALT = bytes(range(64)), bytes(16)

@@ -3,27 +3,23 @@
 Rules of this file:
 - Every failure is one row of `FAILURES`: its status, a stable word for programs, and a sentence for
   people that says what to do. Nothing of the input is repeated.
-- An answer that is always the same is made once; httpd.py then keeps its bytes.
-- Nothing here decides anything: that is server.py's part.
+- An answer that is always the same is made once; the loop then keeps its bytes.
+- What is decided here depends on the request's header and the clock alone: 304 or the document.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Callable, NamedTuple
 from urllib.parse import urlsplit
 
-import accounts
-import credentials
-import httpd
-import keystore
-import names
-import ratelimit
-from database import Unavailable
-from httpd import Response, json_response
+import jwksd
+from jwksd import httpd
+from jwksd.api import inputs, limits
+from jwksd.httpd import Response, json_response
+from jwksd.store import accounts, keystore, names
+from jwksd.store.database import Unavailable
 
 MAX_AGE = keystore.JWKS_MAX_AGE  # s that a client may keep the JWKS
 NO_STORE = (("Cache-Control", "no-store"),)  # RFC 6749 §5.1, for whatever holds a secret
@@ -79,11 +75,7 @@ class Unauthorized(Exception):
     """Unknown user or wrong password; the argument says whether the client used HTTP Basic."""
 
 
-class Limited(Exception):
-    """Too many requests; the argument is the answer."""
-
-
-def refuse_unauthorized(failure: Exception) -> Response:
+def refuse_unauthorized(failure: BaseException) -> Response:
     """401, the same for an unknown user and a wrong password (RFC 9110 §15.5.2)."""
     # Offered to whoever did not ask for it, Basic would make browsers open a dialog.
     challenge = 'Basic realm="jwks", charset="UTF-8"' if failure.args[0] else 'Body realm="jwks"'
@@ -95,24 +87,24 @@ def refuse_unauthorized(failure: Exception) -> Response:
     )
 
 
-def refuse_method(failure: Exception) -> Response:
+def refuse_method(failure: BaseException) -> Response:
     """405 with the methods that exist (RFC 9110 §15.5.6)."""
     allowed = failure.args[0]
     return httpd.error(405, "method_not_allowed", f"Use {allowed}.", (("Allow", allowed),))
 
 
-def refuse_malformed(failure: Exception) -> Response:
+def refuse_malformed(failure: BaseException) -> Response:
     """400; the sentence is one of ours and repeats nothing of the input."""
     return httpd.error(400, "invalid_request", sentence(failure))
 
 
-def refuse_media_type(failure: Exception) -> Response:
+def refuse_media_type(failure: BaseException) -> Response:
     """415 with what is read instead (RFC 9110 §15.5.16)."""
-    accepted = (("Accept-Post", f"{credentials.JSON}, {credentials.FORM}"),)
+    accepted = (("Accept-Post", f"{inputs.JSON}, {inputs.FORM}"),)
     return httpd.error(415, "unsupported_media_type", sentence(failure), accepted)
 
 
-def sentence(failure: Exception) -> str:
+def sentence(failure: BaseException) -> str:
     """The text of a failure with a capital and a full stop."""
     text = str(failure)
     return f"{text[:1].upper()}{text[1:]}."
@@ -120,13 +112,13 @@ def sentence(failure: Exception) -> str:
 
 def constant(
     status: int, word: str, description: str, headers: tuple[tuple[str, str], ...] = ()
-) -> Callable[[Exception], Response]:
+) -> Callable[[BaseException], Response]:
     """A refusal that is always the same, made once."""
     response = httpd.error(status, word, description, headers)
     return lambda failure: response
 
 
-FAILURES: dict[type[Exception], Callable[[Exception], Response]] = {
+FAILURES: dict[type[BaseException], Callable[[BaseException], Response]] = {
     NotFound: constant(404, "not_found", "There is nothing at this path."),
     MethodNotAllowed: refuse_method,
     Forbidden: constant(403, "forbidden", "Only from addresses named in --metrics-from."),
@@ -135,11 +127,14 @@ FAILURES: dict[type[Exception], Callable[[Exception], Response]] = {
     RegistrationClosed: constant(
         403, "registration_closed", "Registration is closed; ask the operator for an account."
     ),
-    Limited: lambda failure: failure.args[0],
-    credentials.Malformed: refuse_malformed,
-    credentials.UnsupportedMediaType: refuse_media_type,
+    limits.Limited: lambda failure: failure.args[0],
+    inputs.Malformed: refuse_malformed,
+    inputs.UnsupportedMediaType: refuse_media_type,
     names.Malformed: refuse_malformed,
     accounts.NameTaken: constant(409, "already_registered", "The name or e-mail address is taken."),
+    httpd.Overloaded: constant(
+        503, "overloaded", "The server is busy. Try again later.", RETRY_SOON
+    ),
     accounts.Busy: constant(503, "busy", "There is no memory to hash with; try again.", RETRY_SOON),
     Unauthorized: refuse_unauthorized,
     keystore.NoSigningKey: constant(404, "no_key", "No usable key exists.", NO_STORE),
@@ -150,50 +145,7 @@ FAILURES: dict[type[Exception], Callable[[Exception], Response]] = {
 UNEXPECTED = httpd.error(503, "internal_error", "Something failed here; try again.", RETRY_SOON)
 
 
-def where(failure: Exception) -> str:
-    """File and line of a defect; not its message, which could quote the input."""
-    trace = failure.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else ""
-
-
-# -- limits, tokens, keys, metadata
-
-
-class Limit:
-    """The limit of one route, and its refusals made ready."""
-
-    def __init__(
-        self,
-        name: str,
-        rules: tuple[ratelimit.Rule, ...],
-        sources: int,
-        monotonic: Callable[[], float],
-    ) -> None:
-        self.limiter = ratelimit.Limiter(rules, clock=monotonic, max_sources=sources)
-        self.refused = 0
-        self._name = name
-        self._policy = ratelimit.policy_header(rules, name)
-        # As many as there are waits within a minute or two, by rule.
-        self.refusal = functools.lru_cache(maxsize=256)(self._refusal)
-
-    def admit(self, client: str) -> None:
-        """Take a slot for the client, or raise Limited."""
-        verdict = self.limiter.hit(ratelimit.source(client))
-        if not verdict.allowed:
-            self.refused += 1
-            raise Limited(self.refusal(verdict))
-
-    def _refusal(self, verdict: ratelimit.Verdict) -> Response:
-        headers = (
-            ("Retry-After", str(verdict.retry_after)),
-            ("RateLimit-Policy", self._policy),
-            ("RateLimit", ratelimit.limit_header(verdict, self._name)),
-            *NO_STORE,
-        )
-        advice = f"Too many requests; try again in {verdict.retry_after} s."
-        return httpd.error(429, "too_many_requests", advice, headers)
+# -- tokens, keys, metadata
 
 
 def token_response(token: str, claims: Mapping[str, Any], expired: bool) -> Response:
@@ -239,12 +191,12 @@ class PageFile(NamedTuple):
     not_modified: Response
 
 
-def inspector_page(folder: Path) -> dict[str, PageFile]:
-    """The inspector page by path, read once; what is missing from the folder is left out."""
+def inspector_page() -> dict[str, PageFile]:
+    """The inspector page by path, read once; a file that is missing is left out."""
     files = {}
     for path, (name, media_type) in PAGE.items():
         try:
-            body = (folder / name).read_bytes()
+            body = jwksd.resource(f"web/{name}")
         except OSError:  # server.py copied without web/ still serves tokens
             continue
         etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
@@ -300,6 +252,7 @@ def origin_of(url: str) -> str:
 
 def exposition(
     http: httpd.Stats,
+    workers: httpd.Workers,
     logins: Mapping[str, int],
     limited: Mapping[str, int],
     sources: Mapping[str, int],
@@ -309,13 +262,13 @@ def exposition(
     refused = {
         "server_full": http.rejected_full,
         "client_share": http.rejected_client,
-        "queue_full": http.rejected_busy,
+        "queue_full": workers.refused,
     }
     rows: tuple[tuple[str, str, str, str, Mapping[Any, int]], ...] = (
         ("responses_total", "counter", "Answers by status.", "status", http.requests),
         ("connections", "gauge", "Open connections.", "", {"": http.connections_open}),
         ("connections_total", "counter", "Connections.", "", {"": http.connections_accepted}),
-        ("queue", "gauge", "Waiting for a worker or the disk.", "", {"": http.queue_depth}),
+        ("queue", "gauge", "Waiting for a worker or the disk.", "", {"": workers.queued}),
         ("rejected_total", "counter", "Turned away under load.", "reason", refused),
         ("timeouts_total", "counter", "Clients that were too slow.", "", {"": http.timeouts}),
         ("log_lines_dropped_total", "counter", "Lines lost.", "", {"": http.log_lines_dropped}),
@@ -323,6 +276,7 @@ def exposition(
         ("limited_total", "counter", "Requests answered 429.", "route", limited),
         ("limiter_sources", "gauge", "Addresses the limiter holds.", "route", sources),
         ("keys", "gauge", "Published keys.", "", keys),
+        ("build_info", "gauge", "The version that runs.", "version", {jwksd.__version__: 1}),
     )
     return "".join(family(*row) for row in rows)
 

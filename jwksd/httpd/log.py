@@ -22,7 +22,7 @@ from collections import deque
 from json import dumps
 from typing import TextIO
 
-from http1 import Request, Response
+from jwksd.httpd.parser import Request, Response
 
 LOG_PAUSE = 0.02  # seconds in which lines gather, so that a busy log costs fifty wake-ups a second
 LOG_PATH = 200  # characters of a path in the log: enough to recognise it

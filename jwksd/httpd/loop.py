@@ -4,19 +4,19 @@
     client --+-> Handler.ready --> Parser --> Handler.route --> Response --> one send --+--> client
              |                                    |                ^                    |
              +------------------------------------|----------------|--------------------+
-                                                Later --> Workers -+   (threads; 503 when full)
+                                                Future -- done ----+   (wakes the loop)
 
 A connection is a `Handler`, a `BaseHTTPRequestHandler` whose reading and parsing are replaced: the
 standard one blocks a thread for each client and takes bytes with two readings (see http1.py). An
 idle or slow client costs one object here, never a thread.
 
 Rules of this file:
-- Nothing that can block runs on the loop: `route` returns at once, with a `Response` or a `Later`.
-- Only the loop touches sockets, handlers and counters. A worker hands its answer over in a deque
-  and wakes the loop through a socket pair; there is no lock.
+- Nothing that can block runs on the loop: `route` returns at once, with a `Response` or a `Future`.
+- Only the loop touches sockets, handlers and counters. When a Future is done, on whichever thread,
+  its handler goes into a deque and the loop is woken through a socket pair; there is no lock.
 - A connection has one phase and one deadline. Answers leave in the order of the requests: while a
-  `Later` runs or an answer waits to be taken, its connection parses and reads nothing more. So
-  what a connection can hold is bounded: one read, one request, 64 KiB of answers and one more.
+  `Future` is awaited or an answer waits to be taken, its connection parses and reads nothing more.
+  So what a connection can hold is bounded: one read, one request, 64 KiB of answers and one more.
 - A failure costs one connection, or one answer; never the loop.
 
 It leaves out: HTTP/2, streaming answers, renegotiation, and signals (the caller's: see `stop`).
@@ -30,6 +30,7 @@ import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from email.utils import formatdate
 from functools import partial
@@ -37,7 +38,8 @@ from http.server import BaseHTTPRequestHandler
 from math import inf
 from typing import Any, Union
 
-from http1 import (
+from jwksd.httpd.log import ACCESS_LOGS, LineLog, printable, where
+from jwksd.httpd.parser import (
     BODY,
     HEAD,
     IDLE,
@@ -47,30 +49,20 @@ from http1 import (
     Request,
     Response,
     error,
-    json_response,
 )  # fmt: skip
-from linelog import ACCESS_LOGS, LineLog, printable, where
-from transport import (
+from jwksd.httpd.sockets import (
     BACKLOG,
     RECEIVE,
     Connection,
+    Listener,
     TLSConnection,
     TurnedAway,
     WantsToWrite,
     client_of,
     descriptor_room,
-    listen,
     share_of,
-    tls_context,
-    unlisten,
-    url_of,
 )
-from workers import Deliver, Eventually, Later, Outcome, Workers
-
-__all__ = [
-    "Eventually", "Handler", "Later", "Limits", "LineLog", "Request", "Response", "Server",
-    "error", "json_response",
-]  # fmt: skip
+from jwksd.httpd.workers import Overloaded
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 HIGH_WATER = 65_536  # octets of answers before a pipelining client has to take some
@@ -99,7 +91,7 @@ LIMITS = Limits()
 LATE = Refused(408, "Send the whole request sooner.")
 
 
-Answer = Union[Response, Later]
+Answer = Union[Response, "Future[Response]"]
 
 
 class Stats:
@@ -109,12 +101,9 @@ class Stats:
         self.connections_open = 0
         self.connections_accepted = 0
         self.requests: Counter[int] = Counter()  # status -> answers
-        self.queue_depth = 0  # answers that wait for a worker
         self.rejected_full = 0  # connections: every place is taken
         self.rejected_client = 0  # connections: the address has its share
-        self.rejected_busy = 0  # requests: the queue for the workers is full, or too slow
         self.timeouts = 0  # requests that did not arrive in time, answers not taken in time
-        self.failures = 0  # exceptions that became a 500
         self.log_lines_dropped = 0
 
 
@@ -130,7 +119,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server = server
         self.parser = Parser(server.limits, client)
         self.output = b""  # answered, but not taken by the client yet
-        self.busy: Deliver | None = None  # what gets the outcome of the Later that is running
+        self.awaited: tuple[Request, float] | None = None  # whose answer is a Future; since when
         self.close_connection = False  # once the output is taken
         self.served = False
         self.more = False  # there may be complete requests that were read and not answered
@@ -140,6 +129,13 @@ class Handler(BaseHTTPRequestHandler):
     def route(self, request: Request) -> Answer:
         """The answer to a request; for HEAD the same as for GET, its body is not sent."""
         raise NotImplementedError
+
+    def recover(self, request: Request, failure: BaseException) -> Answer:
+        """The answer in place of what `route`, or the Future that it returned, has raised."""
+        if isinstance(failure, (Overloaded, MemoryError)):
+            return BUSY
+        self.server.log(f"error: {request.method} {printable(request.path)}: {where(failure)}")
+        return FAILED
 
     def log_client(self, request: Request) -> str:
         """Who stands in the access log; for a subclass that knows the proxies."""
@@ -182,17 +178,22 @@ class Handler(BaseHTTPRequestHandler):
         elif self.phase == WORK:  # what the client sends can wait in the kernel, and then there
             self.watch(0)
 
-    def give_up(self) -> None:
-        """The server ends. Who waits for a worker gets an answer all the same."""
-        if self.busy is not None:
-            self.busy(UNFINISHED)
-
-    def complete(self, request: Request, started: float, outcome: Outcome) -> None:
-        """A Later has run."""
-        self.busy = None
-        if self.phase == CLOSED:  # the client has left
+    def complete(self, future: Future[Response]) -> None:
+        """The Future that was awaited is done."""
+        if self.awaited is None or self.phase == CLOSED:  # the server stops, the client has left
             return
-        self.advance([self.octets_of(outcome, request, started)])
+        request, started = self.awaited
+        self.awaited = None
+        failure = future.exception()
+        answer = future.result() if failure is None else self.recover(request, failure)
+        self.advance([self.octets_of(answer, request, started)])
+
+    def give_up(self) -> None:
+        """The server stops. A client whose answer is not there yet gets one all the same."""
+        if self.awaited is not None:
+            request, started = self.awaited
+            self.awaited = None
+            self.advance([self.octets_of(UNFINISHED, request, started)])
 
     def expire(self) -> None:
         """The deadline has passed."""
@@ -209,7 +210,7 @@ class Handler(BaseHTTPRequestHandler):
         """Answer what is complete, in order, in one write; `answers` are those already made."""
         size = 0
         self.more = False
-        while not (self.output or self.busy or self.close_connection):
+        while not (self.output or self.awaited or self.close_connection):
             if size >= HIGH_WATER:
                 self.more = True
                 break
@@ -236,22 +237,16 @@ class Handler(BaseHTTPRequestHandler):
         if not self.server.looked:
             self.server.look()
         try:
-            answer: Outcome = self.route(request)
+            answer = self.route(request)
         except Exception as failure:
-            answer = failure
+            answer = self.recover(request, failure)
         return self.octets_of(answer, request, started)
 
-    def octets_of(self, answer: Outcome, request: Request, started: float) -> bytes:
-        if isinstance(answer, Later):
-            deliver = partial(self.complete, request, started)
-            if self.server.submit(answer, deliver):
-                self.busy = deliver
-                return b""
-            answer = BUSY
-        elif isinstance(answer, BaseException):
-            answer = self.fail(request, answer)
-        if answer is BUSY:
-            self.server.stats.rejected_busy += 1
+    def octets_of(self, answer: Answer, request: Request, started: float) -> bytes:
+        if isinstance(answer, Future):
+            self.awaited = request, started
+            answer.add_done_callback(partial(self.server.hand_over, self))
+            return b""
         return self.wire(request, answer, started)
 
     def wire(self, request: Request, response: Response, started: float) -> bytes:
@@ -275,11 +270,6 @@ class Handler(BaseHTTPRequestHandler):
             unread = Request("-", "-", client=self.client)
             self.server.note(self.client, unread, response, self.server.now)
         return response.wire(self.server.tail_close, self.parser.wants_no_body)
-
-    def fail(self, request: Request, failure: BaseException) -> Response:
-        self.server.stats.failures += 1
-        self.server.log(f"error: {request.method} {printable(request.path)}: {where(failure)}")
-        return BUSY if isinstance(failure, MemoryError) else FAILED
 
     # --- octets out, and what comes then
 
@@ -307,7 +297,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.close_connection:
             self.leave()
             return
-        if self.busy:
+        if self.awaited:
             phase = WORK
         elif self.more or self.phase == SEND:
             phase = PAUSE
@@ -360,28 +350,23 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server:
-    """The loop, its listening socket, and the workers. Binds and listens at once; see `url`.
+    """The loop on a listening socket, which it closes at its end.
 
-    `log` takes lines (several at once are joined by line ends) and must neither block nor raise.
-    `on_turn` is called before the first request that is routed in a turn of the loop. `host` may be
-    a name, an address, `::` for both families, or `unix:/path`.
+    `app` is for the handlers, which find it as `self.server.app`. `log` takes lines (several at
+    once are joined by line ends) and must neither block nor raise. `on_turn` is called before the
+    first request that is routed in a turn of the loop.
     """
-
-    app: Any = None  # for the handlers, which find it as self.server.app
 
     def __init__(
         self,
+        listener: Listener,
         handler_class: type[Handler],
         *,
-        host: str = "127.0.0.1",
-        port: int = 8080,
-        workers: int = 64,  # for work that waits; what computes wants no more than there are cores
-        queue_limit: int = 256,  # two cores hash 200 in the time that is waited for, one 100
-        queue_time: float = 2.0,  # s: who waits longer for a worker asks again before it answers
+        app: Any = None,
+        stats: Stats | None = None,
         max_connections: int = 10_000,
         max_per_client: int = 2_000,  # a campus behind one address; a fifth of the places
         limits: Limits = LIMITS,
-        tls: tuple[str, str] | None = None,  # certificate chain, private key: PEM files
         access_log: str = "text",
         log: Callable[[str], None] | None = None,
         on_turn: Callable[[], None] | None = None,
@@ -390,15 +375,13 @@ class Server:
         self.log = log or LineLog().write
         self._line_log = getattr(self.log, "__self__", None)  # its counter is one of the stats
         self._stamp_format, self.access = ACCESS_LOGS[access_log]
-        self.stats = Stats()
+        self.app = app
+        self.stats = stats or Stats()
         self.stopping = False
         self.looked = False  # whether `on_turn` was called in this turn
         self._handler_class = handler_class
         self._on_turn = on_turn
-        self._tls_files = tls
-        self._tls = tls_context(*tls) if tls else None
-        self._listener = listen(host, port)
-        self.url = url_of(self._listener, host, tls is not None)
+        self._listener = listener
         self._max_connections = min(max_connections, descriptor_room(max_connections))
         self._max_per_client = max_per_client
         self._per_client: Counter[str] = Counter()
@@ -408,10 +391,7 @@ class Server:
         self._wakeup.setblocking(False)
         self._waker.setblocking(False)
         self._woken = False  # whether a wake-up is on its way: one is enough for many answers
-        self._finished: deque[Callable[[], None]] = deque()
-        self._workers = Workers(
-            workers, queue_limit, self._worker_finished, patience=queue_time, too_late=BUSY
-        )
+        self._done: deque[tuple[Handler, Future[Response]]] = deque()
         self._turned_away = TurnedAway(limits.linger)
         self._unfinished: list[Handler] = []  # have requests to answer without reading
         self._lines: list[str] = []  # of the access log, in this turn
@@ -438,7 +418,7 @@ class Server:
 
     def serve_forever(self) -> None:
         """Run the loop in this thread until `stop`; then everything is closed."""
-        self._selector.register(self._listener, READ, self._accept)
+        self._selector.register(self._listener.socket, READ, self._accept)
         self._selector.register(self._wakeup, READ, self._collect)
         try:
             while not self._stop:
@@ -453,7 +433,6 @@ class Server:
             self._turned_away.close(inf)
             if self._lines:
                 self._write_lines()
-            self._workers.stop(max(0.0, self._stop_at - self.now))
             self.close()
 
     def stop(self) -> None:
@@ -468,15 +447,10 @@ class Server:
         """Free the address. For a server that never ran; one that ran has done it."""
         if not self._closed:
             self._closed = True
-            unlisten(self._listener)
+            self._listener.close()
             self._selector.close()
             self._wakeup.close()
             self._waker.close()
-
-    def reload_tls(self) -> None:
-        """Read the certificate and key again, for connections to come; raises what `ssl` raises."""
-        if self._tls_files:
-            self._tls = tls_context(*self._tls_files)
 
     # --- one turn of the loop
 
@@ -504,16 +478,16 @@ class Server:
         if self._on_turn is not None:
             self._guard(self._on_turn)
 
-    def _guard(self, react: Callable[[], None]) -> None:
+    def _guard(self, react: Callable[..., None], *arguments: object) -> None:
         """A defect costs one connection, never the loop."""
         try:
-            react()
+            react(*arguments)
         except Exception as failure:
             self._broken(react, failure)
 
-    def _broken(self, react: Callable[[], None], failure: Exception) -> None:
+    def _broken(self, react: Callable[..., object], failure: Exception) -> None:
         self.log(f"error: {where(failure)}")
-        owner = getattr(getattr(react, "func", react), "__self__", None)  # of a partial, too
+        owner = getattr(react, "__self__", None)
         if isinstance(owner, Handler):
             owner.close()
 
@@ -535,13 +509,13 @@ class Server:
         crowded = len(self._connections) >= CROWDED * self._max_connections
         early = self.now + self.limits.idle - self.limits.idle_full if crowded else self.now
         for handler in list(self._connections):
-            rests = handler.phase == IDLE and (handler.served or self._tls is None)
+            rests = handler.phase == IDLE and (handler.served or self._listener.tls is None)
             if handler.deadline <= (early if rests else self.now):
                 self._guard(handler.expire)
         self._turned_away.close(self.now)
         if self._accept_at is not None and self._accept_at <= self.now:
             self._accept_at = None
-            self._selector.register(self._listener, READ, self._accept)
+            self._selector.register(self._listener.socket, READ, self._accept)
         if isinstance(self._line_log, LineLog):
             self.stats.log_lines_dropped = self._line_log.dropped
 
@@ -551,7 +525,7 @@ class Server:
         """Take some connections in; whether there may be more."""
         for _ in range(ACCEPTS):
             try:
-                raw, address = self._listener.accept()
+                raw, address = self._listener.socket.accept()
             except BlockingIOError:
                 return False
             except OSError as failure:
@@ -572,9 +546,13 @@ class Server:
             self.stats.rejected_client += 1
             self._turn_away(raw)
         else:
-            connection = raw if self._tls is None else TLSConnection(raw, self._tls)
+            connection = (
+                raw if self._listener.tls is None else TLSConnection(raw, self._listener.tls)
+            )
             handler = self._handler_class(connection, client, self)
-            if self._tls is not None:  # who does not finish the handshake does not rest, but hang
+            if (
+                self._listener.tls is not None
+            ):  # who does not finish the handshake does not rest, but hang
                 handler.deadline = self.now + self.limits.head_time
             self._connections.add(handler)
             self._per_client[share] += 1
@@ -583,14 +561,14 @@ class Server:
             self._guard(handler.ready)
 
     def _turn_away(self, raw: socket.socket) -> None:
-        if self._tls is None:
+        if self._listener.tls is None:
             self._turned_away.add(raw, FULL.wire(self.tail_close), self.now)
         else:  # a handshake would cost more than the place that it has not got
             raw.close()
 
     def _pause_accepting(self, failure: OSError) -> None:
         """Out of descriptors: accepting again at once would fail again at once."""
-        self._selector.unregister(self._listener)
+        self._selector.unregister(self._listener.socket)
         self._accept_at = self.now + ACCEPT_PAUSE
         self._next_sweep = min(self._next_sweep, self._accept_at)
         if self.now - self._complained_at > COMPLAIN_EVERY:
@@ -633,14 +611,9 @@ class Server:
 
     # --- answers that come later
 
-    def submit(self, later: Later, deliver: Deliver) -> bool:
-        """Whether the workers have room for it; `deliver` gets what comes of it, on the loop."""
-        accepted = self._workers.submit(later, deliver)
-        self.stats.queue_depth = self._workers.queued
-        return accepted
-
-    def _worker_finished(self, deliver: Deliver, outcome: Outcome) -> None:
-        self._finished.append(partial(deliver, outcome))
+    def hand_over(self, handler: Handler, future: Future[Response]) -> None:
+        """A Future is done: have the loop complete the request. From any thread."""
+        self._done.append((handler, future))
         self._wake()
 
     def _wake(self) -> None:
@@ -653,10 +626,9 @@ class Server:
         with suppress(OSError):
             self._wakeup.recv(RECEIVE)
         self._woken = False  # before the deque is read: what comes later wakes again
-        while self._finished:
-            self._workers.collect()
-            self._guard(self._finished.popleft())
-        self.stats.queue_depth = self._workers.queued
+        while self._done:
+            handler, future = self._done.popleft()
+            self._guard(handler.complete, future)
 
     # --- the end
 
@@ -678,6 +650,6 @@ class Server:
 
     def _stop_listening(self) -> None:
         if self._accept_at is None:
-            self._selector.unregister(self._listener)
+            self._selector.unregister(self._listener.socket)
         self._accept_at = None
-        unlisten(self._listener)
+        self._listener.close()

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from ipaddress import IPv6Address
 from typing import Any, Union
 
-from http1 import Refused
+from jwksd.httpd.parser import Refused
 
 BACKLOG = 4_096  # the kernel lowers it to its own limit (net.core.somaxconn, 4,096 on Linux)
 SPARE_DESCRIPTORS = 64  # for the database, the log, what a restart opens, and the next
@@ -30,6 +30,35 @@ START_PATIENCE = 1.0  # seconds for another server to start in the same folder
 RECEIVE = (
     65_536  # octets a read; no TLS record is longer, so none is left half-read (RFC 8446 §5.1)
 )
+
+
+class Listener:
+    """A listening socket, and the TLS that its connections speak.
+
+    `host` may be a name, an address, `::` for both families, or `unix:/path`; `port` 0 takes a free
+    one. `files` are a certificate chain and its private key, both PEM.
+    """
+
+    def __init__(self, host: str, port: int, files: tuple[str, str] | None = None) -> None:
+        """Listen at once.
+
+        Raises:
+            OSError: the address cannot be had.
+            ValueError: the files are no certificate and its key.
+        """
+        self._files = files
+        self.tls = tls_context(*files) if files else None
+        self.socket = listen(host, port)
+        self.url = url_of(self.socket, host, files is not None)
+
+    def reload_tls(self) -> None:
+        """Read the certificate and key again, for connections to come; raises as at the start."""
+        if self._files:
+            self.tls = tls_context(*self._files)
+
+    def close(self) -> None:
+        """Free the address. May be called twice."""
+        unlisten(self.socket)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -1,18 +1,18 @@
-"""Answers that take long: threads beside the loop, and a bounded queue before them.
+"""Threads beside the loop for what takes long, and a bounded queue before them.
 
-    loop --submit--> queue --> thread: later.run() --finished--> whoever collects, on the loop
+    loop --submit--> queue --> thread: function(*arguments) --> the Future that `submit` returned
 
 Rules of this file:
 - Threads are made when they are first needed, and stay. They are daemons: one that hangs does not
   hold up the end of the process.
-- Nothing is accepted that could not be run: a full queue says so at once, and who has waited in it
-  for too long is told so instead of being served when nobody waits any more.
-- Whatever a `Later` raises becomes its outcome. A thread never dies of one.
+- Nothing is accepted that could not be run: `submit` refuses when the queue is full, and a request
+  that has waited too long is refused instead of being served when nobody waits any more.
+- Whatever a function raises is the exception of its Future. A thread never dies of one.
 - Where the system ranks threads (Linux), workers rank below the loop: cheap answers go first.
-- A thread need not wait for what follows its part (a commit on disk): `Eventually` has the outcome
-  delivered by whoever has it then.
+- A thread need not wait for what follows its part (a commit on disk): a function that returns a
+  Future hands its own Future over to that one.
 
-It leaves out: cancelling. Who no longer wants an outcome ignores it.
+It leaves out: cancelling. A caller that no longer wants an outcome ignores it.
 """
 
 from __future__ import annotations
@@ -22,99 +22,80 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, Union
-
-from http1 import Response
+from typing import Any, NamedTuple
 
 STEP_BACK = 5  # levels of niceness: a third of the loop's weight when both want the same core
-
-Outcome = Union[Response, "Later", BaseException]
-Deliver = Callable[[Outcome], None]
-Eventually = Callable[[Callable[[Union[Response, "Later"]], None]], None]
+QUEUE_LIMIT = 256  # two cores hash 200 in the time that is waited for, one 100
+QUEUE_SECONDS = 2.0  # a request that waits longer for a worker is refused
 
 
-class Later:
-    """An answer that takes time, for a worker: its function returns the `Response`, or a function
-    that is given `deliver` and calls it once, from any thread, when there is a `Response`; or with
-    another `Later`, if it has to be asked again.
-    """
+class Overloaded(Exception):
+    """There is no room for more work now."""
 
-    __slots__ = ("_arguments", "_function")
 
-    def __init__(self, function: Callable[..., Response | Eventually], *arguments: Any) -> None:
-        self._function = function
-        self._arguments = arguments
+class Work(NamedTuple):
+    """A call to be made, its Future, and until when it is worth making."""
 
-    def run(self, deliver: Callable[[Response | Later], None]) -> None:
-        """Have `deliver` called with the answer, now or later."""
-        outcome = self._function(*self._arguments)
-        if isinstance(outcome, Response):
-            deliver(outcome)
-        else:
-            outcome(deliver)
-
-    def __call__(self) -> Response:
-        """Wait for the answer: for callers without a loop."""
-        answers: SimpleQueue[Response | Later] = SimpleQueue()
-        self.run(answers.put)
-        answer = answers.get()
-        return answer() if isinstance(answer, Later) else answer
+    call: Callable[[], Any]
+    future: Future[Any]
+    until: float
 
 
 class Workers:
-    """`threads` of them at most, and room for `queue_limit` more that wait.
+    """`threads` of them at most, and room for `queue_limit` calls that wait.
 
-    Who has waited for more than `patience` seconds gets `too_late`, and is not run.
-
-    Every method is for one thread alone, the loop's; `finished` is called by the workers, with what
-    `submit` got and what came of it.
+    A call that has waited for more than `queue_seconds` is refused, and not made.
     """
 
     def __init__(
         self,
         threads: int,
-        queue_limit: int,
-        finished: Callable[[Deliver, Outcome], None],
         *,
-        patience: float,
-        too_late: Response,
+        queue_limit: int = QUEUE_LIMIT,
+        queue_seconds: float = QUEUE_SECONDS,
     ) -> None:
         self._most = threads
         self._limit = threads + queue_limit
-        self._finished = finished
-        self._patience = patience
-        self._too_late = too_late
-        self._queue: SimpleQueue[tuple[Later, Deliver, float] | None] = SimpleQueue()
+        self._patience = queue_seconds
+        self._queue: SimpleQueue[Work | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._unfinished = 0
+        self._lock = threading.Lock()  # guards the two counters, and that threads are few
+        self._unfinished = 0  # calls whose Future is not done: they wait, run, or are being written
+        self.refused = 0  # calls: the queue was full, or too slow
 
     @property
     def queued(self) -> int:
-        """How many wait for a thread."""
+        """How many calls wait, for a thread or for the disk."""
         return max(0, self._unfinished - len(self._threads))
 
-    def submit(self, later: Later, deliver: Deliver) -> bool:
-        """Run it as soon as a thread is free; False if there is no room for it."""
-        if self._unfinished >= self._limit:
-            return False
-        if self._unfinished >= len(self._threads) < self._most:
-            self._add_thread()
-        if not self._threads:
-            return False
-        self._unfinished += 1
-        self._queue.put((later, deliver, time.monotonic() + self._patience))
-        return True
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Call the function as soon as a thread is free; from any thread.
 
-    def collect(self) -> None:
-        """To be called once for each call of `finished`."""
-        self._unfinished -= 1
+        The Future gives what the function returns, or, if that is a Future, what that one gives.
 
-    def stop(self, timeout: float) -> None:
-        """Let the threads end what they are at, and wait for that so long."""
-        until = time.monotonic() + timeout
+        Raises:
+            Overloaded: there is no room for it.
+        """
+        future: Future[Any] = Future()
+        future.add_done_callback(self._done)
+        with self._lock:
+            if self._unfinished < self._limit and self._unfinished >= len(self._threads):
+                self._add_thread()
+            if self._unfinished >= self._limit or not self._threads:
+                self.refused += 1
+                raise Overloaded
+            self._unfinished += 1
+        until = time.monotonic() + self._patience
+        self._queue.put(Work(partial(function, *arguments), future, until))
+        return future
+
+    def stop(self, seconds: float) -> None:
+        """Let the threads finish what they are at, and wait for that so long."""
+        until = time.monotonic() + seconds
         for _ in self._threads:
             self._queue.put(None)
         for thread in self._threads:
@@ -122,22 +103,49 @@ class Workers:
         self._threads = []
 
     def _add_thread(self) -> None:
-        thread = threading.Thread(target=self._run, name="worker", daemon=True)
-        with suppress(RuntimeError):  # the system has no more; those that we have go on
-            thread.start()
-            self._threads.append(thread)
+        if len(self._threads) < self._most:
+            thread = threading.Thread(target=self._run, name="worker", daemon=True)
+            with suppress(RuntimeError):  # the system has no more; those that we have go on
+                thread.start()
+                self._threads.append(thread)
 
     def _run(self) -> None:
         step_back()
-        for later, deliver, until in iter(self._queue.get, None):
-            finished = partial(self._finished, deliver)
+        for work in iter(self._queue.get, None):
             try:
-                if time.monotonic() > until:
-                    finished(self._too_late)
-                else:
-                    later.run(finished)
+                outcome = self._carry_out(work)
             except BaseException as failure:
-                finished(failure)
+                work.future.set_exception(failure)
+            else:
+                hand_over(work.future, outcome)
+
+    def _carry_out(self, work: Work) -> Any:
+        if time.monotonic() > work.until:
+            with self._lock:
+                self.refused += 1
+            raise Overloaded
+        return work.call()
+
+    def _done(self, future: Future[Any]) -> None:
+        with self._lock:
+            self._unfinished -= 1
+
+
+def hand_over(future: Future[Any], outcome: Any) -> None:
+    """Let a Future give this; or, if it is a Future itself, what it gives."""
+    if isinstance(outcome, Future):
+        outcome.add_done_callback(partial(pass_on, future))
+    else:
+        future.set_result(outcome)
+
+
+def pass_on(future: Future[Any], done: Future[Any]) -> None:
+    """Let a Future give what another one, which is done, gave."""
+    failure = done.exception()
+    if failure is None:
+        future.set_result(done.result())
+    else:
+        future.set_exception(failure)
 
 
 def step_back() -> None:

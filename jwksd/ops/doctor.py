@@ -32,11 +32,12 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
-import accounts
-import keystore
-import settings
-from attempts import AttemptLog, utc_text
-from database import SCHEMA_VERSION, CannotOpen, ReadOnly, Unavailable
+from jwksd.ops import secret as secret_file
+from jwksd.ops import settings
+from jwksd.store import accounts, keystore
+from jwksd.store.database import CannotOpen, Unavailable
+from jwksd.store.logins import LoginLog, utc_text
+from jwksd.store.sqlite import SCHEMA_VERSION, ReadOnly
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 
@@ -272,7 +273,7 @@ def is_given(place: Place) -> bool:
 def find_secret(place: Place, warnings: list[str]) -> tuple[bytes | None, bytes | None]:
     """The secret and the previous one; the variables stay for the next check."""
     environ = dict(place.environ)
-    return settings.find_secret(place.database.path, environ, warnings.append)
+    return secret_file.find_secret(place.database.path, environ, warnings.append)
 
 
 def keys(place: Place) -> Verdict | None:
@@ -395,9 +396,9 @@ def desk(place: Place) -> accounts.Accounts:
     return accounts.Accounts(place.database, cost=place.config.argon2)
 
 
-def kept(place: Place) -> AttemptLog:
+def kept(place: Place) -> LoginLog:
     """The log."""
-    return AttemptLog(place.database, lambda: place.now)
+    return LoginLog(place.database, lambda: place.now)
 
 
 def shown(size: int) -> str:

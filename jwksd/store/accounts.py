@@ -23,21 +23,20 @@ import contextlib
 import hashlib
 import hmac
 import os
-import queue
 import re
-import sqlite3
 import threading
 import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Callable, NamedTuple
+from concurrent.futures import Future
+from typing import Callable, NamedTuple, TypeVar
 
 import argon2
 
-from attempts import Attempt, AttemptLog, disown_newer, several, utc_text, write_log
-from database import CannotOpen, Database
-from names import checked_name
+from jwksd.store.database import CannotOpen, Connection, Database
+from jwksd.store.logins import Attempt, LoginLog, disown_newer, several, utc_text, write_log
+from jwksd.store.names import checked_name
 
 HASH = re.compile(
     r"\$argon2id\$v=19\$m=([0-9]{1,8}),t=([0-9]{1,4}),p=([0-9]{1,3})\$[A-Za-z0-9+/$]+"
@@ -48,6 +47,7 @@ COMMON_COST = 3 * COMMON_MEMORY  # passes x KiB of the same
 MAX_LANES = 16
 # A lack of memory or threads, in the words of the C library: its error is all that argon2 tells us.
 EXHAUSTED = {argon2.low_level.error_to_str(code) for code in (-22, -33)}  # argon2.h
+T = TypeVar("T")
 VERIFIED_ENTRIES = 65_536  # remembered verifications; about 40 MB when full
 
 
@@ -113,9 +113,7 @@ class Busy(Exception):
     """There is no memory to hash with."""
 
 
-def write_attempts(
-    connection: sqlite3.Connection, attempts: Sequence[Attempt]
-) -> dict[int, Exception]:
+def write_attempts(connection: Connection, attempts: Sequence[Attempt]) -> dict[int, Exception]:
     """Write rows of the log; returns the places of those that were superseded, and not written.
 
     All that share a commit share a statement a table: each step of a statement lets go of the
@@ -129,9 +127,7 @@ def write_attempts(
     return superseded
 
 
-def find_superseded(
-    connection: sqlite3.Connection, attempts: Sequence[Attempt]
-) -> dict[int, Exception]:
+def find_superseded(connection: Connection, attempts: Sequence[Attempt]) -> dict[int, Exception]:
     """Whose name or password was changed since it was verified, or whose account was deleted.
 
     Nobody else writes within this transaction: what is true here is true at the commit.
@@ -152,7 +148,7 @@ def find_superseded(
     }
 
 
-def write_users(connection: sqlite3.Connection, attempts: Sequence[Attempt]) -> None:
+def write_users(connection: Connection, attempts: Sequence[Attempt]) -> None:
     """What a login changes about its account."""
     logins = {a.user_id: a.time for a in attempts if a.outcome == "success"}
     if logins:
@@ -169,23 +165,22 @@ def write_users(connection: sqlite3.Connection, attempts: Sequence[Attempt]) -> 
 
 
 def write_accounts(
-    connection: sqlite3.Connection, accounts: Sequence[tuple[str | None, ...]]
+    connection: Connection, accounts: Sequence[tuple[str | None, ...]]
 ) -> dict[int, Exception]:
     """Write new accounts; returns the places of those whose name or address is taken."""
     taken: dict[int, Exception] = {}
     for place, account in enumerate(accounts):
-        try:
-            connection.execute(
-                "INSERT INTO users (username, password_hash, email, date_registered) "
-                "VALUES (?, ?, ?, ?)",
-                account,
-            )
-        except sqlite3.IntegrityError:  # this statement alone is undone
+        added = connection.execute(
+            "INSERT INTO users (username, password_hash, email, date_registered) "
+            "VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            account,
+        )
+        if not added.rowcount:
             taken[place] = NameTaken()
     return taken
 
 
-def require_no_twins(connection: sqlite3.Connection) -> None:
+def require_no_twins(connection: Connection) -> None:
     """Refuse a file without our indexes in which two accounts would be one for us.
 
     Raises:
@@ -253,15 +248,20 @@ class Accounts:
         self.add(name, email, password)
         return password
 
-    def authenticate(self, name: str, password: str) -> User:
-        """The account of this name, if this is its password: at the latest when it is recorded.
+    def authenticate(self, name: str, password: str, *, afresh: bool = False) -> User:
+        """The account of this name, if this is its password.
+
+        A remembered password may have changed since: `record` decides, and raises Superseded. Then
+        authenticate `afresh`, which asks the database.
 
         Raises:
             InvalidCredentials: unknown name or wrong password, at the same cost.
             Busy, Unavailable: not now.
         """
+        if afresh:
+            self._verified.forget(name)
         remembered = self._verified.user(name, password)
-        if remembered is not None:  # `record` says if it has changed since
+        if remembered is not None:
             return remembered
         rows = self._database.read(
             "SELECT id, username, password_hash FROM users WHERE username = ?", (name,)
@@ -280,34 +280,21 @@ class Accounts:
 
     def about_to_record(self) -> contextlib.AbstractContextManager[None]:
         """Inside, an attempt is being signed and recorded next: others wait to share its commit."""
-        return self._database.announced()
+        return self._database.expect()
 
-    def record(
-        self,
-        address: str,
-        outcome: str,
-        user: User | int | None,
-        written: Callable[[Exception | None], None],
-    ) -> None:
+    def record(self, address: str, outcome: str, user: User | int | None, result: T) -> Future[T]:
         """Log an attempt, and with a success the time of the login. Returns at once.
 
-        `written(None)` is called once it is on disk, by the writer thread; with an exception if it
-        could not be written: then no token may leave either. `Superseded`: authenticate again.
+        The Future gives `result` once the row is durable. It raises Unavailable if the row could
+        not be written, and Superseded if the account has changed since it was authenticated.
         """
         now = utc_text(self._clock())
-        if not isinstance(user, User):
+        if isinstance(user, User):
+            proved = user.name, user.password_hash
+            attempt = Attempt(address, now, user.id, outcome, proved, user.new_hash)
+        else:
             attempt = Attempt(address, now, user, outcome)
-            self._database.append(write_attempts, attempt, written)
-            return
-        proved = user.name, user.password_hash
-        attempt = Attempt(address, now, user.id, outcome, proved, user.new_hash)
-
-        def told(trouble: Exception | None) -> None:
-            if isinstance(trouble, Superseded):
-                self._verified.forget(user.name)
-            written(trouble)
-
-        self._database.append(write_attempts, attempt, told)
+        return self._database.append(write_attempts, attempt, result)
 
     def new_account(self, name: str, email: str | None, password: str) -> tuple[str | None, ...]:
         """A row for `insert`.
@@ -325,21 +312,15 @@ class Accounts:
             raise NameTaken
         return name, self._hash(password), email, utc_text(self._clock())
 
-    def insert(
-        self, account: tuple[str | None, ...], written: Callable[[Exception | None], None]
-    ) -> None:
-        """Create it. Returns at once; `written` is called as by `record`, or with `NameTaken`."""
-        self._database.append(write_accounts, account, written)
+    def insert(self, account: tuple[str | None, ...], result: T) -> Future[T]:
+        """Create it. Returns at once; the Future gives `result`, or raises NameTaken."""
+        return self._database.append(write_accounts, account, result)
 
     # -- the operator's commands
 
     def add(self, name: str, email: str | None, password: str) -> None:
         """Create an account with a given password, on disk. Raises as `new_account` does."""
-        told: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
-        self.insert(self.new_account(name, email, password), told.put)
-        trouble = told.get()
-        if trouble is not None:
-            raise trouble
+        self.insert(self.new_account(name, email, password), None).result()
 
     def reset(self, name: str) -> str:
         """Give the account a new generated password and return it.
@@ -362,9 +343,9 @@ class Accounts:
             UnknownUser: there is no such account.
         """
         self._change_user("UPDATE users SET password_hash = '' WHERE username = ?", (name,))
-        newest = AttemptLog(self._database, self._clock).disown(name)
+        newest = LoginLog(self._database, self._clock).disown(name)
 
-        def delete(connection: sqlite3.Connection) -> None:
+        def delete(connection: Connection) -> None:
             # Those that came meanwhile: no row names an account that does not exist.
             disown_newer(connection, name, newest)
             connection.execute("DELETE FROM users WHERE username = ?", (name,))

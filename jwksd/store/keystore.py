@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import math
 import os
-import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,9 +35,9 @@ from typing import Any, Callable, NamedTuple, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from database import CannotOpen, Database, Unavailable
+from jwksd.store.database import CannotOpen, Connection, Database, Unavailable
+from jwksd.store.sealing import SALT_BYTES, SealBroken, derive, open_seal, salt_of, seal
 from jwt_minimal import public_jwk
-from sealing import SALT_BYTES, SealBroken, derive, open_seal, salt_of, seal
 
 RSA_BITS = 2048  # NIST SP 800-57: good to 2030; RFC 7518 §3.3 asks for no less
 RSA_EXPONENT = 65537
@@ -265,7 +264,7 @@ class KeyStore:
         if self._is_foreign():
             tried = " or ".join(("NOT_MY_KEY", "NOT_MY_KEY_PREVIOUS")[: len(self._secrets)])
             raise WrongSecret(
-                f"{tried} opens none of the {len(self._rows)} keys in {self._database.path}: "
+                f"{tried} opens none of the {len(self._rows)} keys in {self._database.name}: "
                 "start with the secret that sealed them"
             )
         stale = sum(key.stale for key in self._keys)
@@ -523,7 +522,7 @@ class KeyStore:
             for row, key in seal_anew.items()
         ]
 
-        def write(connection: sqlite3.Connection) -> bool:
+        def write(connection: Connection) -> bool:
             # Two servers on one database come here at the same time: the second sees the new row.
             if set(connection.execute("SELECT kid, CAST(key AS BLOB), exp FROM keys")) != known:
                 return False
@@ -554,13 +553,13 @@ def _name(row: Row) -> str:
     return f"row-{row[0]}"  # no thumbprint: those have 43 characters
 
 
-def require_ours(connection: sqlite3.Connection) -> None:
+def require_ours(connection: Connection) -> None:
     """Refuse a file whose keys another program stored, before anything is written to it.
 
     Raises:
         CannotOpen: there are keys and none of them looks like one that we sealed.
     """
-    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'keys'").fetchone():
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'keys'").fetchall():
         return
     blobs = [row[0] for row in connection.execute("SELECT CAST(key AS BLOB) FROM keys")]
     if blobs and not any(map(is_sealed, blobs)):

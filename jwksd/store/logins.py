@@ -17,13 +17,12 @@ It leaves out: following. Who wants the next rows asks again (admin.py).
 from __future__ import annotations
 
 import itertools
-import sqlite3
 import time
 from collections.abc import Iterator, Sequence, Sized
 from datetime import datetime, timezone
 from typing import Callable, NamedTuple
 
-from database import Database
+from jwksd.store.database import Connection, Database
 
 # Read at a start to prime the limiter: 500 attempts a second for a minute take 50 ms.
 RECENT_ROWS = 32_768
@@ -104,7 +103,7 @@ def utc_text(seconds: float) -> str:
     return moment.isoformat(" ", "milliseconds")[:23]  # without the offset
 
 
-def write_log(connection: sqlite3.Connection, attempts: Sequence[Attempt]) -> None:
+def write_log(connection: Connection, attempts: Sequence[Attempt]) -> None:
     """The attempts and how they ended."""
     # A user deleted meanwhile leaves a row without a name.
     rows = several("(?, ?, (SELECT id FROM users WHERE id = ?))", attempts)
@@ -122,7 +121,7 @@ def write_log(connection: sqlite3.Connection, attempts: Sequence[Attempt]) -> No
     )
 
 
-def disown_newer(connection: sqlite3.Connection, name: str, number: int) -> None:
+def disown_newer(connection: Connection, name: str, number: int) -> None:
     """Take a user's name off the rows above a number, in a transaction of the caller's."""
     connection.execute(f"{DISOWN} WHERE id > ? AND {OF_USER}", (number, name))
 
@@ -132,7 +131,7 @@ def several(row: str, of: Sized) -> str:
     return ", ".join([row] * len(of))
 
 
-class AttemptLog:
+class LoginLog:
     """The log of one database. `clock` is the wall clock."""
 
     def __init__(self, database: Database, clock: Callable[[], float]) -> None:

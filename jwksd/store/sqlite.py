@@ -1,52 +1,50 @@
-"""SQLite, so that "acknowledged" means "on disk": read connections, one writer, the schema.
+"""SQLite behind the seam: one file, read connections, one writer, the schema.
 
-    any thread   read(sql) ---------------> its own read connection           (WAL: never waits)
-    any thread   write(job) --> queue --+
-    any thread   write(job) --> queue --+-> writer thread: BEGIN IMMEDIATE, a savepoint a job,
-    any thread   append(row) -> queue --+   COMMIT (fsync), then every job is answered
+    any thread    read(sql) --> its own read connection            (WAL: never waits)
+    the writer    BEGIN IMMEDIATE, a savepoint for each job, COMMIT (fsync)
 
 Rules of this file:
-- A `write` returns after the commit that holds it is on disk (`synchronous=FULL`), or raises. Forty
-  jobs that wait together share one commit, so a durable log costs a fraction of an fsync.
-- Before a job is answered, the file that was written must still be the one of that name, and so
-  must its write-ahead log: whoever deletes or replaces them does not get writes acknowledged into a
-  file that nobody will ever see.
-- SQLite's own failures (busy, full, damaged, gone) are one exception, `Unavailable`. They leave
-  nothing half done, and the next call tries again.
+- A commit is on disk (`synchronous=FULL`) before anything of it is acknowledged.
+- Before it is acknowledged, the file that was written must still be the one of that name, and so
+  must its write-ahead log: a file that nobody will ever see again gets no acknowledged writes.
 - No SQL about keys or users: those rows belong to keystore.py and accounts.py.
 
-Left out: reopening. After the file was deleted or replaced the server keeps refusing to write until
-it is started again; what is in the write-ahead log goes to the old file, once, so that it cannot be
-mistaken for the new one's.
+It leaves out: reopening. After the file was deleted or replaced, the server refuses to write until
+it is started again. What is in the write-ahead log then goes to the old file, once, so that it
+cannot be mistaken for the log of the new one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import re
 import sqlite3
 import stat
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from time import sleep
-from typing import Any, Callable, NamedTuple, TypeVar, Union
+from typing import Any, Callable, TypeVar
+
+import jwksd
+from jwksd.store.database import (
+    CannotOpen,
+    Database,
+    Job,
+    Unavailable,
+    Writer,
+    WriteRows,
+)
 
 T = TypeVar("T")
-WriteRows = Callable[[sqlite3.Connection, list[Any]], Union[Mapping[int, Exception], None]]
 Accept = Callable[[sqlite3.Connection], None]
-Written = Callable[[Union[Exception, None]], None]
 File = tuple[str, tuple[int, int]]  # a name, and the device and inode that it led to at the start
 
 BUSY_SECONDS = 5.0  # how long another process may hold the write lock before we answer 503
+READ_ONLY = "the database was opened for reading only"
 BRIEFLY_SECONDS = 0.1  # the same once it has held it for that long
-BATCH_JOBS = 256  # jobs in one commit at the most: bounds how long the first of them waits
-# A row waits 4 ms at the most for those announced: 64 clients on two cores then have 29 logins in a
-# commit instead of 7, and log in 1.3 times as often (docs/decisions.md).
-GATHER_STEPS, GATHER_STEP_SECONDS = 4, 0.001
-SCHEMA = Path(__file__).with_name("schema.sql")
+SCHEMA = "schema.sql"
 MIGRATIONS = (SCHEMA,)  # the script at place n turns PRAGMA user_version n into n + 1
 SCHEMA_VERSION = len(MIGRATIONS)
 DAMAGED = (sqlite3.Error, UnicodeError)  # the second where SQLite's own words quote the damage
@@ -59,16 +57,8 @@ COLUMNS = {
 }
 
 
-class CannotOpen(Exception):
-    """The file cannot be used as our database; the sentence says why and what to do."""
-
-
-class Unavailable(Exception):
-    """SQLite could not do it now (busy, full, damaged, gone). Nothing was changed."""
-
-
-class Database:
-    """One SQLite file: `read` from any thread, `write` through the one writer thread."""
+class SQLite(Database):
+    """One SQLite file."""
 
     def __init__(
         self,
@@ -85,6 +75,7 @@ class Database:
             CannotOpen: it is not a database, not ours, from a newer version, or not writable.
         """
         self.path = _absolute(path)
+        self.name = str(self.path)
         self._busy_seconds = self._patience = busy_seconds
         self._local = threading.local()
         self._readers: list[tuple[threading.Thread, sqlite3.Connection]] = []
@@ -93,16 +84,13 @@ class Database:
         self._log_is_left = False  # whether _leave_no_log is done; of the writer thread alone
         try:
             _create_private(self.path)
-            self._writer = _prepared(self._connect(), accept)
+            self._connection = _prepared(self._connect(), accept)
             self._files = _identities(self.path)
         except (OSError, *DAMAGED, CannotOpen) as error:
             raise CannotOpen(_why_not(self.path, error)) from error
-        self._jobs: queue.SimpleQueue[_Job | _Row | None] = queue.SimpleQueue()
-        self._announced: list[None] = []  # one for each row to come; append and pop are atomic
-        self._thread = threading.Thread(target=self._write_batches, name="writer", daemon=True)
-        self._thread.start()
+        self._writer = Writer(self._commit)
 
-    def read(self, sql: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+    def read(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """All rows of a SELECT, through this thread's own connection.
 
         Raises:
@@ -115,48 +103,13 @@ class Database:
         except DAMAGED as error:
             raise Unavailable(f"cannot read {self.path.name}: {error}") from error
 
-    def write(self, job: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `job(connection)` in a transaction; return its result once it is on disk.
+    def append(self, write_rows: WriteRows, row: Any, result: T) -> Future[T]:
+        """See `database.Database`."""
+        return self._writer.append(write_rows, row, result)
 
-        `job` runs on the writer thread, must not block, and may raise: its changes are then undone
-        and the exception is raised here, without harm to the jobs that share the commit.
-
-        Raises:
-            Unavailable: SQLite could not commit it. Nothing was changed.
-        """
-        entry = _Job(job)
-        with self._lock:
-            if self._closed:
-                raise Unavailable("the database is closed")
-            self._jobs.put(entry)
-        entry.done.acquire()  # released by the writer thread
-        if entry.error is not None:
-            raise entry.error
-        return entry.result  # type: ignore[no-any-return]
-
-    def append(self, write_rows: WriteRows, row: Any, written: Written) -> None:
-        """Have `row` written by `write_rows(connection, rows)`: one call for all that wait.
-
-        It may return those that it refused, by their place in the list, each with the reason.
-
-        Returns at once. `written(None)` is called once the row is on disk, `written(error)` if it
-        was refused or the rows could not be written: on the writer thread, so that it must neither
-        block nor raise.
-        """
-        with self._lock:
-            if not self._closed:
-                self._jobs.put(_Row(write_rows, row, written))
-                return
-        written(Unavailable("the database is closed"))
-
-    @contextlib.contextmanager
-    def announced(self) -> Iterator[None]:
-        """Inside, a row will soon be appended: a commit waits for it, though not for long."""
-        self._announced.append(None)
-        try:
-            yield
-        finally:
-            self._announced.pop()
+    def expect(self) -> contextlib.AbstractContextManager[None]:
+        """See `database.Database`."""
+        return self._writer.expect()
 
     def probe(self) -> None:
         """Write a page that changes nothing, to see whether writing works (again).
@@ -210,15 +163,14 @@ class Database:
             if self._closed:
                 return
             self._closed = True
-            self._jobs.put(None)
-        self._thread.join()
+        self._writer.close()
         if self.moved():
             self._leave_no_log()
         for thread, connection in self._readers:
             if thread is threading.current_thread() or not thread.is_alive():
                 connection.close()
         self._readers.clear()
-        self._writer.close()
+        self._connection.close()
 
     # -- connections
 
@@ -257,7 +209,7 @@ class Database:
         """
         if not self._log_is_left:
             with contextlib.suppress(sqlite3.Error):
-                (busy, *_) = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                (busy, *_) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
                 self._log_is_left = not busy
 
     def _require_in_place(self, files: list[File]) -> None:
@@ -268,47 +220,9 @@ class Database:
                 "put the file back, or stop the server and start it again"
             )
 
-    # -- the writer thread
+    # -- on the writer thread
 
-    def _write_batches(self) -> None:
-        while True:
-            batch = self._next_batch()
-            try:
-                jobs = _gather(batch)
-            except Exception as error:  # MemoryError: this thread must outlive it
-                _fail(batch, _failure(error))
-            else:
-                self._settle(jobs)
-            if batch[-1] is None:
-                return
-
-    def _settle(self, jobs: list[_Job]) -> None:
-        try:
-            if jobs:
-                self._commit(jobs)
-        except Exception as error:
-            # sqlite3 failures and whatever else (MemoryError): all of the batch was undone.
-            failure = _failure(error)
-            for job in jobs:
-                job.error = failure
-        for job in jobs:
-            job.finish()
-
-    def _next_batch(self) -> list[_Job | _Row | None]:
-        """What waits for a commit, once there is anything; None at its end is the end of all."""
-        batch = [self._jobs.get()]
-        for _ in range(GATHER_STEPS):
-            if not self._announced or self._closed:
-                break
-            sleep(GATHER_STEP_SECONDS)
-        while len(batch) < BATCH_JOBS and batch[-1] is not None:
-            try:
-                batch.append(self._jobs.get_nowait())
-            except queue.Empty:
-                break
-        return batch
-
-    def _commit(self, jobs: list[_Job]) -> None:
+    def _commit(self, jobs: list[Job]) -> None:
         try:
             self._require_in_place(self._files)
         except Unavailable:
@@ -319,10 +233,10 @@ class Database:
         try:
             for job in jobs:
                 self._run(job)
-            self._writer.execute("COMMIT")
+            self._connection.execute("COMMIT")
         except BaseException:
-            if self._writer.in_transaction:
-                self._writer.execute("ROLLBACK")
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
             raise
         self._require_in_place(self._files)
 
@@ -333,7 +247,7 @@ class Database:
         wait in its turn, and the last in the queue for minutes.
         """
         try:
-            self._writer.execute("BEGIN IMMEDIATE")
+            self._connection.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError:
             self._be_patient(min(BRIEFLY_SECONDS, self._busy_seconds))
             raise
@@ -342,27 +256,28 @@ class Database:
     def _be_patient(self, seconds: float) -> None:
         if seconds != self._patience:
             self._patience = seconds
-            self._writer.execute(f"PRAGMA busy_timeout={int(seconds * 1000)}")
+            self._connection.execute(f"PRAGMA busy_timeout={int(seconds * 1000)}")
 
-    def _run(self, job: _Job) -> None:
-        self._writer.execute("SAVEPOINT job")
+    def _run(self, job: Job) -> None:
+        self._connection.execute("SAVEPOINT job")
         try:
-            job.result = job.function(self._writer)
+            job.run(self._connection)
         except Exception as error:
             # A full disk or an I/O error ends the whole transaction, not only this savepoint: then
             # nothing of the batch is left to commit, and every job must hear of it.
-            if not self._writer.in_transaction:
+            if not self._connection.in_transaction:
                 raise
-            self._writer.execute("ROLLBACK TO job")
+            self._connection.execute("ROLLBACK TO job")
             job.error = _as_unavailable(error)
-        self._writer.execute("RELEASE job")
+        self._connection.execute("RELEASE job")
 
 
 class ReadOnly(Database):
-    """The same file for who only looks: nothing is made, migrated or written, not even by SQLite.
+    """The same file for a command that only looks: nothing is made, migrated or written, not even
+    by SQLite.
 
-    `write` and `append` refuse. Nothing is opened before the first question, and each has its own
-    connection, so that a server may start or stop in between.
+    Nothing is opened before the first question, and each has its own connection, so that a server
+    may start or stop in between.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -372,11 +287,9 @@ class ReadOnly(Database):
             CannotOpen: it is relative to a directory that is gone.
         """
         self.path = _absolute(path)
-        self._busy_seconds = BUSY_SECONDS
-        self._lock = threading.Lock()
-        self._closed = True  # to writers
+        self.name = str(self.path)
 
-    def read(self, sql: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+    def read(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """All rows of a SELECT.
 
         Raises:
@@ -386,6 +299,32 @@ class ReadOnly(Database):
             return self._ask(lambda connection: connection.execute(sql, parameters).fetchall())
         except DAMAGED as error:
             raise Unavailable(f"cannot read {self.path.name}: {error}") from error
+
+    def append(self, write_rows: WriteRows, row: Any, result: T) -> Future[T]:
+        """Refuse: it is not for writing."""
+        refused: Future[T] = Future()
+        refused.set_exception(Unavailable(READ_ONLY))
+        return refused
+
+    def expect(self) -> contextlib.AbstractContextManager[None]:
+        """Nothing: no row can come."""
+        return contextlib.nullcontext()
+
+    def stamp(self) -> object:
+        """Refuse: without a connection that stays open nothing tells one state from the next."""
+        raise Unavailable(READ_ONLY)
+
+    def moved(self) -> bool:
+        """Never: the file is opened by its name each time."""
+        return False
+
+    def probe(self) -> None:
+        """Refuse: it is not for writing."""
+        raise Unavailable(READ_ONLY)
+
+    def backup(self, target: str | os.PathLike[str]) -> None:
+        """Refuse, before the target is made."""
+        raise CannotOpen(READ_ONLY)
 
     def require_ours(self, accept: Accept) -> None:
         """Look for what opening it for good looks for before it writes.
@@ -411,7 +350,7 @@ class ReadOnly(Database):
             Unavailable: SQLite could not read the file.
         """
         names = {name for (name,) in self.read("SELECT name FROM sqlite_master")}
-        wanted = re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", SCHEMA.read_text("utf-8"))
+        wanted = re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", jwksd.resource(SCHEMA).decode())
         ((version,),) = self.read("PRAGMA user_version")
         return version, [name for name in wanted if name not in names]
 
@@ -439,7 +378,7 @@ class ReadOnly(Database):
 
     def _answer(self, question: Callable[[sqlite3.Connection], T], mode: str) -> T:
         with contextlib.closing(
-            sqlite3.connect(f"{self.path.as_uri()}?{mode}", uri=True, timeout=self._busy_seconds)
+            sqlite3.connect(f"{self.path.as_uri()}?{mode}", uri=True, timeout=BUSY_SECONDS)
         ) as connection:
             connection.text_factory = _text
             return question(connection)
@@ -452,76 +391,6 @@ class ReadOnly(Database):
 
     def close(self) -> None:
         """Nothing is open."""
-
-
-class _Job:
-    """A function to run on the writer thread, and the place where its outcome is put."""
-
-    __slots__ = ("done", "error", "function", "result")
-
-    def __init__(self, function: Callable[[sqlite3.Connection], Any]) -> None:
-        self.function = function
-        self.result: Any = None
-        self.error: Exception | None = None
-        # Held until the outcome is there: an Event costs ten times more.
-        self.done = threading.Lock()
-        self.done.acquire()
-
-    def finish(self) -> None:
-        """The outcome is there: let `write` return."""
-        self.done.release()
-
-
-class _Row(NamedTuple):
-    """A row that waits for the next commit."""
-
-    write_rows: WriteRows
-    row: Any
-    written: Written
-
-
-class _Rows(_Job):
-    """The rows of one commit that the same function writes."""
-
-    __slots__ = ("_written",)
-
-    def __init__(self, write_rows: WriteRows, waiting: list[_Row]) -> None:
-        super().__init__(lambda connection: write_rows(connection, [job.row for job in waiting]))
-        self._written = [job.written for job in waiting]
-
-    def finish(self) -> None:
-        """The outcome is there: tell everybody whose row it was."""
-        refused = self.result or {}
-        for place, written in enumerate(self._written):
-            # A defect in one of them must not end the thread that everybody else waits for.
-            with contextlib.suppress(Exception):
-                written(self.error or refused.get(place))
-
-
-def _gather(batch: list[_Job | _Row | None]) -> list[_Job]:
-    """What one commit has to do; rows for the same function become one job."""
-    jobs = [entry for entry in batch if isinstance(entry, _Job)]
-    rows: dict[WriteRows, list[_Row]] = {}
-    for entry in batch:
-        if isinstance(entry, _Row):
-            rows.setdefault(entry.write_rows, []).append(entry)
-    return jobs + [_Rows(write_rows, waiting) for write_rows, waiting in rows.items()]
-
-
-def _fail(batch: list[_Job | _Row | None], failure: Unavailable) -> None:
-    """Tell everybody in the batch, with as little memory as that takes."""
-    for entry in batch:
-        if isinstance(entry, _Job):
-            entry.error = failure
-            entry.finish()
-        elif entry is not None:
-            with contextlib.suppress(Exception):
-                entry.written(failure)
-
-
-def _failure(error: Exception) -> Unavailable:
-    # MemoryError has no text, and a trouble without a text would be taken for none.
-    return error if isinstance(error, Unavailable) else Unavailable(str(error) or repr(error))
 
 
 def _as_unavailable(error: Exception) -> Exception:
@@ -628,7 +497,7 @@ def _migrate(connection: sqlite3.Connection) -> None:
         # Read again under the lock: another process may just have done it.
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         for script in MIGRATIONS[version:]:
-            for statement in _statements(script.read_text(encoding="utf-8")):
+            for statement in _statements(jwksd.resource(script).decode()):
                 connection.execute(statement)
         connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         connection.execute("COMMIT")

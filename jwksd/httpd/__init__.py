@@ -1,0 +1,12 @@
+"""HTTP/1.1 on one selector loop: what a program that serves with it needs to import."""
+
+from jwksd.httpd.log import LineLog, where
+from jwksd.httpd.loop import Answer, Handler, Server, Stats
+from jwksd.httpd.parser import Limits, Request, Response, error, json_response
+from jwksd.httpd.sockets import Listener
+from jwksd.httpd.workers import Overloaded, Workers
+
+__all__ = [
+    "Answer", "Handler", "Limits", "LineLog", "Listener", "Overloaded", "Request", "Response",
+    "Server", "Stats", "Workers", "error", "json_response", "where",
+]  # fmt: skip

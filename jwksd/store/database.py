@@ -1,0 +1,290 @@
+"""The seam between the store and the engine that keeps its rows: the interface, the exceptions,
+and the writer that all engines share. No SQL stands here.
+
+    any thread   read(sql) ----------------> rows
+    any thread   write(job) ----> queue --+
+    any thread   append(row) ---> queue --+--> writer thread: one transaction for all that wait,
+    any thread   append(row) ---> queue --+    its commit, then every Future gets its outcome
+
+Rules of this file:
+- Acknowledged means durable: a Future of the writer is done after the commit that holds its row, or
+  with the exception that says why there is none.
+- Forty jobs that wait together share one commit, so a durable log costs a fraction of an fsync.
+- An engine's own failures (busy, full, damaged, gone) are one exception, `Unavailable`. They leave
+  nothing half done, and the next call tries again.
+- A defect in one job costs that job. The writer thread outlives whatever it is given.
+
+It leaves out: cancelling. A caller that no longer wants an outcome ignores its Future.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from time import sleep
+from typing import Any, Callable, NamedTuple, Protocol, TypeVar, Union
+
+BATCH_JOBS = 256  # jobs in one commit at the most: bounds how long the first of them waits
+# A row waits 4 ms at the most for those that are about to come: 64 clients on two cores then have
+# 29 logins in a commit instead of 7, and log in 1.3 times as often (docs/decisions.md).
+GATHER_STEPS, GATHER_STEP_SECONDS = 4, 0.001
+
+T = TypeVar("T")
+
+
+class CannotOpen(Exception):
+    """The database cannot be used; the sentence says why and what to do."""
+
+
+class Unavailable(Exception):
+    """The database could not do it now (busy, full, damaged, gone). Nothing was changed."""
+
+
+class Cursor(Protocol):
+    """What a statement has found or done."""
+
+    @property
+    def rowcount(self) -> int:
+        """How many rows it changed."""
+
+    def fetchall(self) -> list[Any]:
+        """The rows that it found."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """The rows that it found, one by one."""
+
+
+class Connection(Protocol):
+    """What a job of the writer has to write with; the parameters of a statement are `?`."""
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ..., /) -> Cursor:
+        """Carry out one statement."""
+
+    def executemany(self, sql: str, parameters: Iterable[Sequence[Any]], /) -> Cursor:
+        """Carry out one statement for each of several sets of parameters."""
+
+
+# Writes the rows of many callers; returns those that it refused, by their place, with the reason.
+WriteRows = Callable[[Connection, list[Any]], Union[Mapping[int, Exception], None]]
+
+
+class Database(ABC):
+    """A database as the store sees it."""
+
+    name: str  # how messages and the ready line name it; holds no password
+
+    @abstractmethod
+    def read(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a SELECT. Any thread; never waits for a writer.
+
+        Raises:
+            Unavailable: the rows could not be read, or `close` was called.
+        """
+
+    def write(self, job: Callable[[Connection], T]) -> T:
+        """Run `job(connection)` in a transaction; return its result once it is durable.
+
+        `job` runs on the writer thread, must not block, and may raise: its changes are then undone
+        and the exception is raised here, without harm to what shares the commit.
+
+        Raises:
+            Unavailable: it could not be committed. Nothing was changed.
+        """
+        results: list[T] = []
+
+        def write_rows(connection: Connection, rows: list[None]) -> None:
+            results.append(job(connection))
+
+        self.append(write_rows, None, None).result()
+        return results[0]
+
+    @abstractmethod
+    def append(self, write_rows: WriteRows, row: Any, result: T) -> Future[T]:
+        """Have `write_rows(connection, rows)` write `row`: one call for all rows that wait.
+
+        Returns at once. The Future gives `result` once the row is durable; it raises what
+        `write_rows` raised or returned for this row, or `Unavailable` if it could not be written.
+        """
+
+    @abstractmethod
+    def expect(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, a row is about to be appended: a commit waits for it, though not for long."""
+
+    @abstractmethod
+    def stamp(self) -> object:
+        """A value that differs from an earlier one on this thread if the data changed in between.
+
+        Costs a few microseconds: it is asked before the first request of a turn of the loop.
+
+        Raises:
+            Unavailable: the database is gone or was replaced, or could not be read.
+        """
+
+    @abstractmethod
+    def moved(self) -> bool:
+        """Whether what is written now would be lost, because the database was replaced."""
+
+    @abstractmethod
+    def probe(self) -> None:
+        """Write something that changes nothing, to see whether writing works (again).
+
+        Raises:
+            Unavailable: it does not.
+        """
+
+    @abstractmethod
+    def backup(self, target: str | os.PathLike[str]) -> None:
+        """Copy a consistent state to the new file `target` while others read and write.
+
+        Raises:
+            CannotOpen: the target exists or cannot be written.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Write what is queued, then close. May be called twice."""
+
+
+class Entry(NamedTuple):
+    """A row that waits for the next commit, and what its Future then gives."""
+
+    write_rows: WriteRows
+    row: Any
+    future: Future[Any]
+    result: Any
+
+
+class Job:
+    """The rows of one transaction that the same function writes."""
+
+    __slots__ = ("_entries", "error", "refused")
+
+    def __init__(self) -> None:
+        self._entries: list[Entry] = []
+        self.error: Exception | None = None  # why none of them was written
+        self.refused: Mapping[int, Exception] = {}
+
+    def add(self, entry: Entry) -> None:
+        """One row more."""
+        self._entries.append(entry)
+
+    def run(self, connection: Connection) -> None:
+        """Write the rows, in the writer's transaction."""
+        rows = [entry.row for entry in self._entries]
+        self.refused = self._entries[0].write_rows(connection, rows) or {}
+
+    def settle(self) -> None:
+        """The transaction has ended: tell everybody whose row it was."""
+        for place, entry in enumerate(self._entries):
+            settle(entry, self.error or self.refused.get(place))
+
+
+def settle(entry: Entry, error: Exception | None) -> None:
+    """Let the Future of an entry have its outcome."""
+    if error is None:
+        entry.future.set_result(entry.result)
+    else:
+        entry.future.set_exception(error)
+
+
+class Writer:
+    """The one thread that writes. `commit(jobs)` carries out a transaction of the engine: `run` of
+    each job; what a single job raised goes to its `error`, what ends all of them is raised.
+    """
+
+    def __init__(self, commit: Callable[[list[Job]], None]) -> None:
+        self._commit = commit
+        self._queue: SimpleQueue[Entry | None] = SimpleQueue()  # None is the end
+        self._expected: list[None] = []  # one for each row to come; append and pop are atomic
+        self._lock = threading.Lock()  # guards _closed: nothing is queued behind the end
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+        self._thread.start()
+
+    def append(self, write_rows: WriteRows, row: Any, result: T) -> Future[T]:
+        """As `Database.append`."""
+        future: Future[T] = Future()
+        with self._lock:
+            if not self._closed:
+                self._queue.put(Entry(write_rows, row, future, result))
+                return future
+        future.set_exception(Unavailable("the database is closed"))
+        return future
+
+    @contextlib.contextmanager
+    def expect(self) -> Iterator[None]:
+        """As `Database.expect`."""
+        self._expected.append(None)
+        try:
+            yield
+        finally:
+            self._expected.pop()
+
+    def close(self) -> None:
+        """Commit what is queued, then end the thread."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._queue.put(None)
+        self._thread.join()
+
+    # -- on the thread
+
+    def _run(self) -> None:
+        while True:
+            batch = self._next_batch()
+            entries = [entry for entry in batch if entry is not None]
+            try:
+                jobs = gather(entries)
+            except Exception as error:  # MemoryError: this thread must outlive it
+                failure = as_unavailable(error)
+                for entry in entries:
+                    settle(entry, failure)
+            else:
+                self._write(jobs)
+            if batch[-1] is None:
+                return
+
+    def _next_batch(self) -> list[Entry | None]:
+        """What waits for a commit, once there is anything; None at its end is the end of all."""
+        batch = [self._queue.get()]
+        for _ in range(GATHER_STEPS):
+            if not self._expected or self._closed:
+                break
+            sleep(GATHER_STEP_SECONDS)
+        while len(batch) < BATCH_JOBS and batch[-1] is not None:
+            try:
+                batch.append(self._queue.get_nowait())
+            except Empty:
+                break
+        return batch
+
+    def _write(self, jobs: list[Job]) -> None:
+        try:
+            if jobs:
+                self._commit(jobs)
+        except Exception as error:  # the engine's, or whatever else: all of the batch was undone
+            failure = as_unavailable(error)
+            for job in jobs:
+                job.error = failure
+        for job in jobs:
+            job.settle()
+
+
+def gather(entries: list[Entry]) -> list[Job]:
+    """What one commit has to do; rows for the same function become one job."""
+    jobs: dict[WriteRows, Job] = {}
+    for entry in entries:
+        jobs.setdefault(entry.write_rows, Job()).add(entry)
+    return list(jobs.values())
+
+
+def as_unavailable(error: Exception) -> Unavailable:
+    """What kept a transaction from its commit."""
+    # MemoryError has no text, and a trouble without a text would be taken for none.
+    return error if isinstance(error, Unavailable) else Unavailable(str(error) or repr(error))
