@@ -75,6 +75,10 @@ FORWARDING = {"x-forwarded-for", "forwarded", "x-real-ip", "via"}  # what a prox
 Endpoint = Callable[[Request], Answer]
 
 
+# Lanes of the workers: whoever costs less never waits behind whoever costs more.
+REMEMBERED_LOGIN, FIRST_LOGIN, REGISTRATION = range(httpd.workers.LANES)
+
+
 class App:
     """The server without a socket: requests in, answers out."""
 
@@ -159,7 +163,10 @@ class App:
         email = None
         if members.get("email") is not None:
             email = names.checked_email(inputs.text(members, "email"))
-        return self.workers.submit(self.create_account, name, email)
+        source = ratelimit.source(self.client(request))
+        return self.workers.submit(
+            self.create_account, name, email, lane=REGISTRATION, source=source
+        )
 
     def create_account(self, name: str, email: str | None) -> Future[Response]:
         """The slow rest of /register, on a worker thread."""
@@ -174,22 +181,35 @@ class App:
         self.limits["auth"].admit(self.client(request))
         return self.log_in(request)
 
-    def log_in(self, request: Request, *, afresh: bool = False) -> Future[Response]:
-        """The same without the limit; `afresh` if a remembered password turned out to be old."""
+    def log_in(self, request: Request) -> Future[Response]:
+        """The same without the limit."""
         given = inputs.name_and_password(request.headers, request.body)
         name, password = names.checked_name(given[0]), names.checked_password(given[1])
         expired = inputs.flag(request.query, "expired")
         basic = inputs.uses_basic(request.headers)
+        client = self.client(request)
+        user = self.accounts.remembered(name, password)
         return self.workers.submit(
-            self.issue_token, self.client(request), name, password, expired, basic, afresh
+            *(self.issue_token, client, name, password, user, expired, basic),
+            lane=FIRST_LOGIN if user is None else REMEMBERED_LOGIN,
+            source=ratelimit.source(client),
         )
 
     def issue_token(
-        self, client: str, name: str, password: str, expired: bool, basic: bool, afresh: bool
+        self,
+        client: str,
+        name: str,
+        password: str,
+        user: accounts.User | None,
+        expired: bool,
+        basic: bool,
     ) -> Future[Response]:
-        """The slow rest of /auth, on a worker thread. Whatever comes of it is logged first."""
+        """The slow rest of /auth, on a worker thread. Whatever comes of it is logged first.
+
+        `user` is the account if its password is remembered; else it is authenticated here.
+        """
         try:
-            user = self.accounts.authenticate(name, password, afresh=afresh)
+            user = user or self.accounts.authenticate(name, password)
         except accounts.InvalidCredentials as failure:
             refused = self.refusal(answers.Unauthorized(basic))
             return self.logged(client, failure.outcome, failure.user_id, refused)
@@ -304,7 +324,8 @@ class App:
         """The answer in place of a Future that failed."""
         try:
             if isinstance(failure, accounts.Superseded):
-                return self.log_in(request, afresh=True)
+                self.accounts.forget(failure.name)
+                return self.log_in(request)
         except Exception as another:
             failure = another
         return self.refusal(failure)

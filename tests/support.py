@@ -48,7 +48,7 @@ class Inline:
 
     queued = refused = 0
 
-    def submit(self, function, *arguments):
+    def submit(self, function, *arguments, lane=0, source=""):
         future: Future = Future()
         try:
             hand_over(future, function(*arguments))

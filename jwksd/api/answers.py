@@ -104,6 +104,17 @@ def refuse_media_type(failure: BaseException) -> Response:
     return httpd.error(415, "unsupported_media_type", sentence(failure), accepted)
 
 
+def refuse_overloaded(failure: BaseException) -> Response:
+    """503, and when there will be room (RFC 9110 §10.2.3)."""
+    seconds = failure.retry_after if isinstance(failure, httpd.Overloaded) else 1
+    return httpd.error(
+        503,
+        "overloaded",
+        f"The server is busy; try again in {seconds} s.",
+        (("Retry-After", str(seconds)), *NO_STORE),
+    )
+
+
 def sentence(failure: BaseException) -> str:
     """The text of a failure with a capital and a full stop."""
     text = str(failure)
@@ -132,9 +143,7 @@ FAILURES: dict[type[BaseException], Callable[[BaseException], Response]] = {
     inputs.UnsupportedMediaType: refuse_media_type,
     names.Malformed: refuse_malformed,
     accounts.NameTaken: constant(409, "already_registered", "The name or e-mail address is taken."),
-    httpd.Overloaded: constant(
-        503, "overloaded", "The server is busy. Try again later.", RETRY_SOON
-    ),
+    httpd.Overloaded: refuse_overloaded,
     accounts.Busy: constant(503, "busy", "There is no memory to hash with; try again.", RETRY_SOON),
     Unauthorized: refuse_unauthorized,
     keystore.NoSigningKey: constant(404, "no_key", "No usable key exists.", NO_STORE),

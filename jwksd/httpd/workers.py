@@ -1,12 +1,19 @@
-"""Threads beside the loop for what takes long, and a bounded queue before them.
+"""Threads beside the loop for what takes long, and bounded lanes before them.
 
-    loop --submit--> queue --> thread: function(*arguments) --> the Future that `submit` returned
+    submit --> lane 0, cheap calls       source a: . .      source b: .   --+
+           --> lane 1, dearer calls      source c: . . . .                --+--> the next free thread
+           --> lane 2, the dearest       source a: .        source d: .   --+
+
+    thread: function(*arguments) --> the Future that `submit` returned
 
 Rules of this file:
+- A thread takes from the first lane that has a call: cheap calls never wait behind dear ones.
+- Within a lane sources take turns, so that one source with many calls delays only itself.
+- Nothing is accepted that could not be run. When a lane is full, the source with the most calls in
+  it gives way. A call that waited too long is refused instead of being made when nobody waits any
+  more. A refusal says after how many seconds there will be room.
 - Threads are made when they are first needed, and stay. They are daemons: one that hangs does not
   hold up the end of the process.
-- Nothing is accepted that could not be run: `submit` refuses when the queue is full, and a request
-  that has waited too long is refused instead of being served when nobody waits any more.
 - Whatever a function raises is the exception of its Future. A thread never dies of one.
 - Where the system ranks threads (Linux), workers rank below the loop: cheap answers go first.
 - A thread need not wait for what follows its part (a commit on disk): a function that returns a
@@ -21,20 +28,28 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
+from math import ceil
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 STEP_BACK = 5  # levels of niceness: a third of the loop's weight when both want the same core
-QUEUE_LIMIT = 256  # two cores hash 200 in the time that is waited for, one 100
-QUEUE_SECONDS = 2.0  # a request that waits longer for a worker is refused
+LANES = 3  # in the order of what a call costs: from some 0.3 ms to 20 ms and a row on disk for ever
+QUEUE_LIMIT = 256  # calls in a lane: two cores hash 200 in the time that is waited for, one 100
+QUEUE_SECONDS = 2.0  # a call that waits longer for a thread is refused
+LATEST = 0.1  # the weight of the last call in the running mean of what a call takes
 
 
 class Overloaded(Exception):
-    """There is no room for more work now."""
+    """There is no room for more work now; `retry_after` says when there will be, in seconds."""
+
+    def __init__(self, retry_after: int = 1) -> None:
+        super().__init__("the workers are busy")
+        self.retry_after = retry_after
 
 
 class Work(NamedTuple):
@@ -45,8 +60,44 @@ class Work(NamedTuple):
     until: float
 
 
+class Lane:
+    """Calls of like cost that wait for a thread; their sources take turns."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, deque[Work]] = {}  # by source, the one whose turn it is first
+        self.size = 0
+        self.seconds = 0.0  # what a call took in the mean, lately
+
+    def put(self, source: str, work: Work) -> None:
+        """Add a call behind the others of its source."""
+        self._waiting.setdefault(source, deque()).append(work)
+        self.size += 1
+
+    def take(self) -> Work:
+        """The call whose turn it is; its source goes to the end."""
+        source = next(iter(self._waiting))
+        calls = self._waiting.pop(source)
+        work = calls.popleft()
+        if calls:
+            self._waiting[source] = calls
+        self.size -= 1
+        return work
+
+    def make_room(self, source: str) -> Work | None:
+        """Take out the newest call of the source with the most, if that has more than this one."""
+        most = max(self._waiting, key=lambda other: len(self._waiting[other]))
+        if len(self._waiting[most]) <= len(self._waiting.get(source, ())) + 1:
+            return None
+        self.size -= 1
+        return self._waiting[most].pop()
+
+    def took(self, seconds: float) -> None:
+        """Learn what a call took."""
+        self.seconds += LATEST * (seconds - self.seconds)
+
+
 class Workers:
-    """`threads` of them at most, and room for `queue_limit` calls that wait.
+    """`threads` of them at most, and in each lane room for `queue_limit` calls that wait.
 
     A call that has waited for more than `queue_seconds` is refused, and not made.
     """
@@ -59,48 +110,71 @@ class Workers:
         queue_seconds: float = QUEUE_SECONDS,
     ) -> None:
         self._most = threads
-        self._limit = threads + queue_limit
+        self._limit = queue_limit
         self._patience = queue_seconds
-        self._queue: SimpleQueue[Work | None] = SimpleQueue()
+        self._lanes = [Lane() for _ in range(LANES)]
+        self._turns: SimpleQueue[bool] = SimpleQueue()  # one for each call; False ends a thread
         self._threads: list[threading.Thread] = []
-        self._lock = threading.Lock()  # guards the two counters, and that threads are few
+        self._lock = threading.Lock()  # guards the lanes, the threads and the counters
         self._unfinished = 0  # calls whose Future is not done: they wait, run, or are being written
-        self.refused = 0  # calls: the queue was full, or too slow
+        self._running = 0  # calls that a thread has taken
+        self.refused = 0  # calls: the lane was full, or too slow
 
     @property
     def queued(self) -> int:
         """How many calls wait, for a thread or for the disk."""
         return max(0, self._unfinished - len(self._threads))
 
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Call the function as soon as a thread is free; from any thread.
+    def submit(
+        self, function: Callable[..., Any], *arguments: Any, lane: int = 0, source: str = ""
+    ) -> Future[Any]:
+        """Call the function as soon as it is its turn; from any thread.
 
-        The Future gives what the function returns, or, if that is a Future, what that one gives.
+        The Future gives what the function returns, or, if that is a Future, what that one gives. It
+        raises Overloaded if the call waited too long or made room for another source's.
 
         Raises:
             Overloaded: there is no room for it.
         """
         future: Future[Any] = Future()
         future.add_done_callback(self._done)
-        with self._lock:
-            if self._unfinished < self._limit and self._unfinished >= len(self._threads):
-                self._add_thread()
-            if self._unfinished >= self._limit or not self._threads:
-                self.refused += 1
-                raise Overloaded
-            self._unfinished += 1
         until = time.monotonic() + self._patience
-        self._queue.put(Work(partial(function, *arguments), future, until))
+        with self._lock:
+            displaced = self._admit(self._lanes[lane], source)
+            self._unfinished += 1
+            self._lanes[lane].put(source, Work(partial(function, *arguments), future, until))
+        if displaced is None:
+            self._turns.put(True)
+        else:
+            displaced.future.set_exception(self._overloaded(self._lanes[lane]))
         return future
 
     def stop(self, seconds: float) -> None:
         """Let the threads finish what they are at, and wait for that so long."""
         until = time.monotonic() + seconds
         for _ in self._threads:
-            self._queue.put(None)
+            self._turns.put(False)
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
         self._threads = []
+
+    def _admit(self, lane: Lane, source: str) -> Work | None:
+        """Make sure that there is a thread and room in the lane; the call that had to make it."""
+        if self._unfinished >= len(self._threads):
+            self._add_thread()
+        waits = lane.size - (len(self._threads) - self._running)  # beyond what is taken at once
+        displaced = lane.make_room(source) if waits >= self._limit and lane.size else None
+        stuck = self._unfinished >= self._most + LANES * self._limit  # the disk does not keep up
+        if not self._threads or stuck or (waits >= self._limit and displaced is None):
+            self.refused += 1
+            raise self._overloaded(lane)
+        if displaced is not None:
+            self.refused += 1
+        return displaced
+
+    def _overloaded(self, lane: Lane) -> Overloaded:
+        """A refusal that says when the calls that wait in the lane will have been made."""
+        return Overloaded(max(1, ceil(lane.size * lane.seconds / max(1, len(self._threads)))))
 
     def _add_thread(self) -> None:
         if len(self._threads) < self._most:
@@ -111,20 +185,35 @@ class Workers:
 
     def _run(self) -> None:
         step_back()
-        for work in iter(self._queue.get, None):
-            try:
-                outcome = self._carry_out(work)
-            except BaseException as failure:
-                work.future.set_exception(failure)
-            else:
-                hand_over(work.future, outcome)
-
-    def _carry_out(self, work: Work) -> Any:
-        if time.monotonic() > work.until:
+        while self._turns.get():
             with self._lock:
-                self.refused += 1
-            raise Overloaded
-        return work.call()
+                lane = next(lane for lane in self._lanes if lane.size)
+                work = lane.take()
+                self._running += 1
+            self._carry_out(lane, work)
+
+    def _carry_out(self, lane: Lane, work: Work) -> None:
+        start = time.monotonic()
+        try:
+            if start > work.until:
+                raise self._late(lane)
+            outcome = work.call()
+        except BaseException as failure:
+            self._release()
+            work.future.set_exception(failure)
+        else:
+            lane.took(time.monotonic() - start)
+            self._release()
+            hand_over(work.future, outcome)
+
+    def _late(self, lane: Lane) -> Overloaded:
+        with self._lock:
+            self.refused += 1
+            return self._overloaded(lane)
+
+    def _release(self) -> None:
+        with self._lock:
+            self._running -= 1
 
     def _done(self, future: Future[Any]) -> None:
         with self._lock:

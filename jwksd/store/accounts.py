@@ -106,7 +106,11 @@ class InvalidCredentials(Exception):
 
 
 class Superseded(Exception):
-    """The password that was verified is no longer that of the account; ask again."""
+    """The password that was verified is no longer that of the account `name`; ask again."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__("the account has changed")
+        self.name = name
 
 
 class Busy(Exception):
@@ -142,7 +146,7 @@ def find_superseded(connection: Connection, attempts: Sequence[Attempt]) -> dict
         )
     }
     return {
-        place: Superseded()
+        place: Superseded(attempt.proved[0])
         for place, attempt in enumerate(attempts)
         if attempt.proved is not None and attempt.proved != current.get(attempt.user_id)
     }
@@ -248,21 +252,25 @@ class Accounts:
         self.add(name, email, password)
         return password
 
-    def authenticate(self, name: str, password: str, *, afresh: bool = False) -> User:
-        """The account of this name, if this is its password.
+    def remembered(self, name: str, password: str) -> User | None:
+        """The account of this name, if exactly this password was verified for it lately.
 
-        A remembered password may have changed since: `record` decides, and raises Superseded. Then
-        authenticate `afresh`, which asks the database.
+        Costs microseconds. The account may have changed since: `record` decides, and raises
+        Superseded.
+        """
+        return self._verified.user(name, password)
+
+    def forget(self, name: str) -> None:
+        """Do not remember the password of this name: it was superseded."""
+        self._verified.forget(name)
+
+    def authenticate(self, name: str, password: str) -> User:
+        """The account of this name, if this is its password; costs one Argon2 verification.
 
         Raises:
             InvalidCredentials: unknown name or wrong password, at the same cost.
             Busy, Unavailable: not now.
         """
-        if afresh:
-            self._verified.forget(name)
-        remembered = self._verified.user(name, password)
-        if remembered is not None:
-            return remembered
         rows = self._database.read(
             "SELECT id, username, password_hash FROM users WHERE username = ?", (name,)
         )
