@@ -56,7 +56,7 @@ except ModuleNotFoundError as missing:
 import jwt_minimal
 import ratelimit
 from jwksd import __version__, httpd
-from jwksd.api import answers, inputs, limits
+from jwksd.api import answers, inputs, limits, pages
 from jwksd.httpd import Answer, Request, Response, json_response
 from jwksd.ops import process, secret, settings
 from jwksd.ops.settings import ConfigurationError, Settings
@@ -75,8 +75,9 @@ FORWARDING = {"x-forwarded-for", "forwarded", "x-real-ip", "via"}  # what a prox
 Endpoint = Callable[[Request], Answer]
 
 
+SHARED = {"/register", "/auth"}  # what a page of --allow-origin may call
 # Lanes of the workers: whoever costs less never waits behind whoever costs more.
-REMEMBERED_LOGIN, FIRST_LOGIN, REGISTRATION = range(httpd.workers.LANES)
+REMEMBERED_LOGIN, FIRST_LOGIN, REGISTRATION = range(httpd.LANES)
 
 
 class App:
@@ -109,6 +110,7 @@ class App:
             log=log,
         )
         self.issuer = issuer
+        self.pages = pages.Pages(issuer, config.allow_origin)
         self.stats = stats
         self.log = log
         self.clock = clock
@@ -124,7 +126,7 @@ class App:
         self._metadata = json_response(
             200,
             answers.server_metadata(issuer),
-            (*answers.ANY_ORIGIN, answers.cached(answers.MAX_AGE)),
+            (*answers.PUBLIC, answers.cached(answers.MAX_AGE)),
         )
         self._page = answers.inspector_page()
         # outcome -> attempts since the start; counted by the database's one writer thread alone
@@ -134,9 +136,10 @@ class App:
     def respond(self, request: Request) -> Answer:
         """Answer a request. Never raises, never blocks."""
         try:
-            return self.find_route(request)(request)
+            answer = self.find_route(request)(request)
         except Exception as failure:
-            return self.refusal(failure)
+            answer = self.refusal(failure)
+        return self.share(request, answer)
 
     def find_route(self, request: Request) -> Endpoint:
         """The endpoint for path and method (RFC 9110 §9.1: HEAD and OPTIONS follow from GET...)."""
@@ -156,7 +159,7 @@ class App:
         """POST /register: a name and perhaps an e-mail address -> a generated password."""
         if self.settings.registration == "closed":
             raise answers.RegistrationClosed
-        self.refuse_cross_site(request)
+        self.pages.require_own(request.headers)
         self.limits["register"].admit(self.client(request))
         members = inputs.fields(request.headers, request.body)
         name = names.checked_name(inputs.text(members, "username"))
@@ -177,7 +180,7 @@ class App:
 
     def auth(self, request: Request) -> Answer:
         """POST /auth: name and password -> a signed token."""
-        self.refuse_cross_site(request)
+        self.pages.require_own(request.headers)
         self.limits["auth"].admit(self.client(request))
         return self.log_in(request)
 
@@ -279,6 +282,8 @@ class App:
     def metrics(self, request: Request) -> Answer:
         """GET /metrics: counters in the Prometheus text format, for those who may see them."""
         client = self.client(request)
+        if not self.pages.is_own_host(request.headers.get("host")):
+            raise answers.Forbidden  # a page whose name was pointed here
         # A proxy on this machine that is not declared would lend its loopback address to anybody.
         if client == peer_of(request) and FORWARDING & request.headers.keys():
             raise answers.Forbidden
@@ -298,8 +303,11 @@ class App:
         return answers.exposition(self.stats, self.workers, self.logins, limited, sources, keys)
 
     def options(self, allowed: str, request: Request) -> Answer:
-        """OPTIONS of any route: its methods (RFC 9110 §9.3.7)."""
-        return Response(204, (("Allow", allowed),))
+        """OPTIONS of any route: its methods, and what a page elsewhere may send."""
+        if request.path in SHARED:
+            return pages.preflight(allowed, self.pages.shared_with(request.headers))
+        public = request.path.startswith("/.well-known/")
+        return pages.preflight(allowed, pages.ANY_ORIGIN if public else ())
 
     # -- what the endpoints share
 
@@ -315,20 +323,26 @@ class App:
             self.log(f"X-Forwarded-For from {peer} is ignored: name your proxy in --trusted-proxy")
         return ratelimit.client_address(peer, forwarded, trusted)
 
-    def refuse_cross_site(self, request: Request) -> None:
-        """Refuse a browser's post from a foreign page, which could spend its user's attempts."""
-        if inputs.is_cross_site(request.headers, answers.origin_of(self.issuer)):
-            raise answers.CrossSite
+    def share(self, request: Request, answer: Answer) -> Answer:
+        """The answer, readable for the page of an allowed origin."""
+        fields = self.pages.shared_with(request.headers)
+        if not fields or request.path not in SHARED or request.method == "OPTIONS":
+            return answer
+        with_fields = functools.partial(answers.with_fields, fields)
+        return (
+            with_fields(answer) if isinstance(answer, Response) else httpd.then(answer, with_fields)
+        )
 
     def recover(self, request: Request, failure: BaseException) -> Answer:
         """The answer in place of a Future that failed."""
         try:
-            if isinstance(failure, accounts.Superseded):
-                self.accounts.forget(failure.name)
-                return self.log_in(request)
-        except Exception as another:
-            failure = another
-        return self.refusal(failure)
+            if not isinstance(failure, accounts.Superseded):
+                raise failure
+            self.accounts.forget(failure.name)
+            answer: Answer = self.log_in(request)
+        except Exception as trouble:
+            answer = self.refusal(trouble)
+        return self.share(request, answer)
 
     def refusal(self, failure: BaseException) -> Response:
         """The one place where a failure becomes an answer."""

@@ -12,18 +12,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from typing import Any, Callable, NamedTuple
-from urllib.parse import urlsplit
 
 import jwksd
 from jwksd import httpd
 from jwksd.api import inputs, limits
+from jwksd.api.pages import ANY_ORIGIN, CrossSite
 from jwksd.httpd import Response, json_response
 from jwksd.store import accounts, keystore, names
 from jwksd.store.database import Unavailable
 
 MAX_AGE = keystore.JWKS_MAX_AGE  # s that a client may keep the JWKS
 NO_STORE = (("Cache-Control", "no-store"),)  # RFC 6749 §5.1, for whatever holds a secret
-ANY_ORIGIN = (("Access-Control-Allow-Origin", "*"),)  # public documents, read by pages anywhere
+# Public documents are read by pages anywhere, which may then ask with If-None-Match.
+PUBLIC = (*ANY_ORIGIN, ("Access-Control-Expose-Headers", "ETag"))
 RETRY_SOON = (("Retry-After", "1"),)  # s: a full queue empties and a lock is freed in that time
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # Prometheus text exposition format
 PAGE = {  # path -> file in web/, media type
@@ -61,10 +62,6 @@ class NotReady(Exception):
 
 class RegistrationClosed(Exception):
     """Accounts are made by the operator alone."""
-
-
-class CrossSite(Exception):
-    """A browser sent it on behalf of a foreign page."""
 
 
 class MethodNotAllowed(Exception):
@@ -132,8 +129,20 @@ def constant(
 FAILURES: dict[type[BaseException], Callable[[BaseException], Response]] = {
     NotFound: constant(404, "not_found", "There is nothing at this path."),
     MethodNotAllowed: refuse_method,
-    Forbidden: constant(403, "forbidden", "Only from addresses named in --metrics-from."),
-    CrossSite: constant(403, "cross_site", "A page of another site sent this request."),
+    Forbidden: constant(
+        403,
+        "forbidden",
+        "Only from addresses named in --metrics-from, in a URL with an address, localhost or the "
+        "name of the issuer.",
+        NO_STORE,
+    ),
+    CrossSite: constant(
+        403,
+        "cross_site",
+        "A page of another site sent this request: its origin is not that of --issuer, nor one of "
+        "--allow-origin.",
+        NO_STORE,
+    ),
     NotReady: constant(503, "not_ready", "No token can be issued now.", RETRY_SOON),
     RegistrationClosed: constant(
         403, "registration_closed", "Registration is closed; ask the operator for an account."
@@ -180,7 +189,7 @@ def publish(key_set: keystore.KeySet, now: float) -> PublishedKeys:
     left = int(max(0, key_set.until - now)) if key_set.keys else 0
     document = json_response(200, key_set.document())
     etag = f'"{hashlib.sha256(document.body).hexdigest()[:32]}"'
-    shared = (("ETag", etag), cached(min(MAX_AGE, left)), *ANY_ORIGIN)
+    shared = (("ETag", etag), cached(min(MAX_AGE, left)), *PUBLIC)
     return PublishedKeys(
         key_set,
         etag,
@@ -213,6 +222,11 @@ def inspector_page() -> dict[str, PageFile]:
         response = Response(200, (("Content-Type", media_type), *fields), body)
         files[path] = PageFile(etag, response, Response(304, fields))
     return files
+
+
+def with_fields(fields: tuple[tuple[str, str], ...], response: Response) -> Response:
+    """The same response with more fields."""
+    return Response(response.status, (*response.headers, *fields), response.body)
 
 
 def cached(seconds: int) -> tuple[str, str]:
@@ -251,12 +265,6 @@ def server_metadata(issuer: str) -> dict[str, object]:
         "subject_types_supported": ["public"],
         "id_token_signing_alg_values_supported": ["RS256"],
     }
-
-
-def origin_of(url: str) -> str:
-    """Scheme and authority (RFC 6454 §4)."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}"
 
 
 def exposition(

@@ -120,16 +120,6 @@ def name_and_password(headers: Mapping[str, str], body: bytes) -> tuple[str, str
     return found
 
 
-def is_cross_site(headers: Mapping[str, str], our_origin: str) -> bool:
-    """Whether a browser sent it for a page that is not ours (Fetch Metadata; RFC 6454 §7)."""
-    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-    if site in ("same-origin", "none"):
-        return False
-    host = headers.get("host", "")
-    ours = (None, our_origin, f"http://{host}", f"https://{host}")
-    return site == "cross-site" or origin not in ours
-
-
 def flag(query: str, name: str) -> bool:
     """Whether the query says `name=true`; saying nothing is false.
 

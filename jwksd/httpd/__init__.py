@@ -4,9 +4,23 @@ from jwksd.httpd.log import LineLog, where
 from jwksd.httpd.loop import Answer, Handler, Server, Stats
 from jwksd.httpd.parser import Limits, Request, Response, error, json_response
 from jwksd.httpd.sockets import Listener
-from jwksd.httpd.workers import Overloaded, Workers
+from jwksd.httpd.workers import LANES, Overloaded, Workers, then
 
 __all__ = [
-    "Answer", "Handler", "Limits", "LineLog", "Listener", "Overloaded", "Request", "Response",
-    "Server", "Stats", "Workers", "error", "json_response", "where",
+    "LANES",
+    "Answer",
+    "Handler",
+    "Limits",
+    "LineLog",
+    "Listener",
+    "Overloaded",
+    "Request",
+    "Response",
+    "Server",
+    "Stats",
+    "Workers",
+    "error",
+    "json_response",
+    "then",
+    "where",
 ]  # fmt: skip

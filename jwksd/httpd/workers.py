@@ -1,8 +1,8 @@
 """Threads beside the loop for what takes long, and bounded lanes before them.
 
-    submit --> lane 0, cheap calls       source a: . .      source b: .   --+
-           --> lane 1, dearer calls      source c: . . . .                --+--> the next free thread
-           --> lane 2, the dearest       source a: .        source d: .   --+
+    submit --> lane 0, cheap calls      source a: . .      source b: .   --+
+           --> lane 1, dearer calls     source c: . . . .                --+--> the next free thread
+           --> lane 2, the dearest      source a: .        source d: .   --+
 
     thread: function(*arguments) --> the Future that `submit` returned
 
@@ -235,6 +235,21 @@ def pass_on(future: Future[Any], done: Future[Any]) -> None:
         future.set_result(done.result())
     else:
         future.set_exception(failure)
+
+
+def then(future: Future[Any], function: Callable[[Any], Any]) -> Future[Any]:
+    """A Future of what the function makes of the result of another one."""
+    made: Future[Any] = Future()
+
+    def apply(done: Future[Any]) -> None:
+        failure = done.exception()
+        if failure is None:
+            made.set_result(function(done.result()))
+        else:
+            made.set_exception(failure)
+
+    future.add_done_callback(apply)
+    return made
 
 
 def step_back() -> None:

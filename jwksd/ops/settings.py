@@ -98,6 +98,15 @@ def networks(text: str) -> ratelimit.Networks:
     return ratelimit.parse_networks(re.split(r"[,\s]+", text.strip())) if text.strip() else ()
 
 
+def origins(text: str) -> tuple[str, ...]:
+    """Origins as a browser writes them (RFC 6454 §6.2), separated by commas or spaces."""
+    found = tuple(filter(None, re.split(r"[,\s]+", text)))
+    for origin in found:
+        if not re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", origin):
+            raise ValueError("write origins such as https://app.example, in lower case")
+    return found
+
+
 def issuer_url(text: str) -> str:
     """An http(s) URL without query or fragment (RFC 8414 §2), kept to the letter."""
     parts = urlsplit(text)
@@ -163,6 +172,9 @@ class Settings:
     key_retention: float = setting("90d", duration, "DURATION", "how long expired keys are kept")
     trusted_proxy: ratelimit.Networks = setting(
         "", networks, "CIDR ...", "whose X-Forwarded-For is believed"
+    )
+    allow_origin: tuple[str, ...] = setting(
+        "", origins, "ORIGIN ...", "pages elsewhere that may call /auth and /register"
     )
     metrics_from: ratelimit.Networks = setting(
         "", networks, "CIDR ...", "who may read /metrics beside this machine"
