@@ -36,7 +36,7 @@ from typing import Any, Callable, NamedTuple, TextIO
 from jwksd.ops import doctor, secret, settings
 from jwksd.store import accounts, keystore, logins, names
 from jwksd.store.database import CannotOpen, Database, Unavailable
-from jwksd.store.sqlite import ReadOnly, SQLite
+from jwksd.store.sqlite import ReadOnly
 
 Lines = Iterable[str]
 FOLLOW_SECONDS = 0.5  # between two looks; one costs some microseconds
@@ -409,7 +409,7 @@ def open_for(command: Command, path: str) -> Database:
         return ReadOnly(path)
     if command not in FOUNDERS and not os.path.exists(path):
         raise CannotOpen(f"there is no database {path}: name it with --db")
-    return SQLite(path, accept=settings.require_ours)
+    return settings.open_database(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

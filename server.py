@@ -58,13 +58,12 @@ import ratelimit
 from jwksd import __version__, httpd
 from jwksd.api import answers, inputs, limits, pages
 from jwksd.httpd import Answer, Request, Response, json_response
-from jwksd.ops import process, secret, settings
+from jwksd.ops import ownership, process, secret, settings
 from jwksd.ops.settings import ConfigurationError, Settings
 from jwksd.ops.upkeep import WRITING, Upkeep
 from jwksd.store import names
 from jwksd.store.database import CannotOpen, Database, Unavailable
 from jwksd.store.logins import LoginLog
-from jwksd.store.sqlite import SQLite
 
 sys.path.pop(0)
 
@@ -495,6 +494,9 @@ class Service:
 def listen(config: Settings) -> httpd.Listener:
     """The listening socket."""
     tls = (config.tls_cert, config.tls_key) if config.tls_cert and config.tls_key else None
+    stranger = ownership.strangers(map(Path, tls or ()))
+    if stranger is not None:
+        raise ConfigurationError(stranger)
     try:
         return httpd.Listener(config.host, config.port, tls)
     except ValueError as error:
@@ -521,7 +523,7 @@ def open_app(
     """The database, its keys and accounts, and the App on top."""
     secret.check_given_secrets(environ)
     try:
-        database = SQLite(config.db, accept=settings.require_ours)
+        database = settings.open_database(config.db)
     except CannotOpen as error:
         raise ConfigurationError(str(error)) from error
     try:

@@ -162,8 +162,8 @@ class Files(DoctorTest):
 
     @unittest.skipUnless(hasattr(os, "geteuid") and os.geteuid() == 0, "only root gives files away")
     def test_of_different_users_are_a_problem(self):
-        os.chown(self.secret, 65_534, -1)
-        self.assertFinds("files", "problem", "different users", "chown", environ=self.environ)
+        os.chown(self.path, 65_534, -1)
+        self.assertFinds("owner", "problem", "another user", "chown", environ=self.environ)
 
     def test_in_a_directory_where_anybody_may_replace_them_are_a_problem(self):
         self.folder.chmod(0o777)

@@ -32,8 +32,8 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
+from jwksd.ops import ownership, settings
 from jwksd.ops import secret as secret_file
-from jwksd.ops import settings
 from jwksd.store import accounts, keystore
 from jwksd.store.database import CannotOpen, Unavailable
 from jwksd.store.logins import LoginLog, utc_text
@@ -195,15 +195,21 @@ def files(place: Place) -> Verdict | None:
     problems = [f"open to others: chmod 600 {readable}"] if readable else []
     if closed:
         problems.append(f"not for this user to write: {closed}; {AS_THE_SERVER}, or chown them")
-    owners = {path.stat().st_uid for path in existing}
-    if len(owners) > 1:
-        problems.append(f"of different users: chown {names(existing)} to the server's")
     return verdict(problems, [], f"{len(existing)}, for their owner alone")
 
 
 def names(paths: Iterable[Path]) -> str:
     """Files of one directory as a shell takes them."""
     return " ".join(shlex.quote(path.name) for path in paths)
+
+
+def ownership_of(place: Place) -> Verdict | None:
+    """Whether they are the server's own, and not made by somebody else before it."""
+    ours = [*ownership.database_files(place.database.path), place.beside(".secret")]
+    stranger = ownership.strangers(ours)
+    if stranger is not None:
+        return PROBLEM, stranger
+    return (OK, "the server's user, or root") if any(path.exists() for path in ours) else None
 
 
 def wal(place: Place) -> Verdict | None:
@@ -421,6 +427,7 @@ OUTSIDE: dict[str, Check] = {
     "directory": directory,
     "disk": disk,
     "files": files,
+    "owner": ownership_of,
     "wal": wal,
 }
 INSIDE: dict[str, Check] = {

@@ -17,6 +17,7 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Callable
 
+from jwksd.ops import ownership
 from jwksd.ops.settings import ConfigurationError
 from jwksd.store import keystore
 from jwksd.store.database import Database
@@ -115,6 +116,9 @@ def checked_secret(secret: bytes, origin: str, log: Callable[[str], None]) -> by
 
 def read_secret(path: Path) -> bytes:
     """The content of the file without its last line end."""
+    stranger = ownership.strangers([path])
+    if stranger is not None:
+        raise ConfigurationError(stranger)
     try:
         secret = path.read_bytes()
     except OSError as error:

@@ -24,8 +24,10 @@ from urllib.parse import urlsplit
 
 import ratelimit
 from jwksd import __version__
+from jwksd.ops import ownership
 from jwksd.store import accounts, keystore
-from jwksd.store.database import Connection
+from jwksd.store.database import CannotOpen, Connection
+from jwksd.store.sqlite import SQLite
 
 
 class ConfigurationError(Exception):
@@ -284,6 +286,33 @@ def require_ours(connection: Connection) -> None:
     """
     keystore.require_ours(connection)
     accounts.require_no_twins(connection)
+
+
+def open_database(path: str) -> SQLite:
+    """The database, if it is ours: by its owner and by what stands in it.
+
+    Raises:
+        CannotOpen: it is not, or cannot be used; the sentence says why and what to do.
+    """
+    require_own_files(path)
+    database = SQLite(path, accept=require_ours)
+    try:
+        require_own_files(path)  # somebody may have made one of them just before we did
+    except CannotOpen:
+        database.close()
+        raise
+    return database
+
+
+def require_own_files(path: str) -> None:
+    """Refuse a database that belongs to somebody else.
+
+    Raises:
+        CannotOpen: it does.
+    """
+    stranger = ownership.strangers(ownership.database_files(path))
+    if stranger is not None:
+        raise CannotOpen(stranger)
 
 
 def warn_of_readers(path: Path, log: Callable[[str], None]) -> None:
