@@ -154,7 +154,15 @@ class Limiter:
         finally:
             self._release()
 
-    def _decide(self, log: array[int], now: int) -> Verdict:
+    def check(self, source: str) -> Verdict:
+        """What `hit` would say, without taking a slot."""
+        with self._lock:
+            now, log = self._now(), self._logs.get(source)
+            if log is None or not self._rules:
+                return UNLIMITED
+            return self._decide(log, now, take=False)
+
+    def _decide(self, log: array[int], now: int, take: bool = True) -> Verdict:
         """Find the rule nearest to refusing; if even that one has a slot, write the time down."""
         size = len(log)
         free, opens, tightest = MAX_COUNT + 1, 0, 0
@@ -172,9 +180,10 @@ class Limiter:
         wait = (opens - now + NANO - 1) // NANO
         if not free:
             return _verdict(Verdict, (False, wait, 0, wait, tightest))
-        if size == self._most:
-            del log[0]
-        log.append(now)
+        if take:
+            if size == self._most:
+                del log[0]
+            log.append(now)
         return _verdict(Verdict, (True, 0, free - 1, wait, tightest))
 
     def prime(self, source: str, ages: Iterable[float]) -> None:
@@ -235,8 +244,21 @@ def source(address: str) -> str:
         return address
     parsed = _parse_address(address)
     if isinstance(parsed, IPv6Address):
-        return str(IPv6Network((int(parsed) >> 64 << 64, 64)))
+        return _network(parsed, 64)
     return address if parsed is None else str(parsed)
+
+
+def wider_sources(address: str) -> tuple[str, ...]:
+    """The IPv6 networks that one customer may have (RFC 6177): its /56 and its /48, as text."""
+    parsed = _parse_address(address) if ":" in address else None
+    if not isinstance(parsed, IPv6Address):
+        return ()
+    return _network(parsed, 56), _network(parsed, 48)
+
+
+def _network(address: IPv6Address, bits: int) -> str:
+    free = 128 - bits
+    return str(IPv6Network((int(address) >> free << free, bits)))
 
 
 def parse_networks(texts: Iterable[str]) -> Networks:

@@ -521,6 +521,8 @@ def open_app(
     monotonic: Callable[[], float] = time.monotonic,
 ) -> App:
     """The database, its keys and accounts, and the App on top."""
+    if config.issuer is None and config.host in ("", "0.0.0.0", "::"):  # noqa: S104
+        log(f"clients elsewhere cannot use the issuer {settings.default_issuer(url)}: set --issuer")
     secret.check_given_secrets(environ)
     try:
         database = settings.open_database(config.db)

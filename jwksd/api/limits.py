@@ -13,6 +13,10 @@ import ratelimit
 from jwksd import httpd
 from jwksd.httpd import Response
 
+# So many times the count for an IPv6 /56 and /48: some households behind one, a company behind the
+# other. A /48 then enters at most 16 times COUNT sources in a period, of 65,536 places.
+WIDER = (4, 16)
+
 
 class Limited(Exception):
     """Too many requests; the argument is the answer."""
@@ -29,6 +33,10 @@ class Limit:
         monotonic: Callable[[], float],
     ) -> None:
         self.limiter = ratelimit.Limiter(rules, clock=monotonic, max_sources=sources)
+        self._wider = [
+            ratelimit.Limiter(times(factor, rules), clock=monotonic, max_sources=sources)
+            for factor in WIDER
+        ]
         self.refused = 0
         self._name = name
         self._policy = ratelimit.policy_header(rules, name)
@@ -36,8 +44,19 @@ class Limit:
         self.refusal = functools.lru_cache(maxsize=256)(self._refusal)
 
     def admit(self, client: str) -> None:
-        """Take a slot for the client, or raise Limited."""
-        verdict = self.limiter.hit(ratelimit.source(client))
+        """Take a slot for the client, or raise Limited.
+
+        The networks around an IPv6 address are asked first: else one customer, who has 65,536 /64
+        networks, could fill the table of sources. They give a slot only once the /64 has given one.
+        """
+        wider = list(zip(self._wider, ratelimit.wider_sources(client)))
+        for limiter, network in wider:
+            self._require(limiter.check(network))
+        self._require(self.limiter.hit(ratelimit.source(client)))
+        for limiter, network in wider:
+            limiter.hit(network)
+
+    def _require(self, verdict: ratelimit.Verdict) -> None:
         if not verdict.allowed:
             self.refused += 1
             raise Limited(self.refusal(verdict))
@@ -60,5 +79,12 @@ class Limit:
         ages: dict[str, list[float]] = {}
         for address, seconds_ago in attempts:
             ages.setdefault(ratelimit.source(address), []).extend(seconds_ago)
+            for limiter, network in zip(self._wider, ratelimit.wider_sources(address)):
+                limiter.prime(network, seconds_ago)
         for source, seconds_ago in ages.items():
             self.limiter.prime(source, seconds_ago)
+
+
+def times(factor: int, rules: Iterable[ratelimit.Rule]) -> list[ratelimit.Rule]:
+    """Rules with so many times the count."""
+    return [rule._replace(count=min(ratelimit.MAX_COUNT, factor * rule.count)) for rule in rules]

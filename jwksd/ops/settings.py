@@ -157,7 +157,7 @@ class Settings:
         "5/minute", ratelimit.parse_limit, "COUNT/PERIOD", "of POST /auth by address, or off"
     )
     register_limit: tuple[ratelimit.Rule, ...] = setting(
-        "60/minute", ratelimit.parse_limit, "COUNT/PERIOD", "of POST /register, or off"
+        "60/minute,1000/day", ratelimit.parse_limit, "COUNT/PERIOD", "of POST /register, or off"
     )
     limiter_sources: int = setting(
         "65536", positive, "COUNT", "addresses that each limiter remembers"
