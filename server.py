@@ -170,12 +170,12 @@ class App:
             self.create_account, name, email, lane=REGISTRATION, source=source
         )
 
-    def create_account(self, name: str, email: str | None) -> Future[Response]:
+    def create_account(self, answer: Future[Response], name: str, email: str | None) -> None:
         """The slow rest of /register, on a worker thread."""
         password = str(uuid.uuid4())  # RFC 9562: 122 random bits
         account = self.accounts.new_account(name, email, password)
-        answer = json_response(201, {"password": password}, answers.NO_STORE)
-        return self.accounts.insert(account, answer)
+        response = json_response(201, {"password": password}, answers.NO_STORE)
+        self.accounts.insert(account, answer, response)
 
     def auth(self, request: Request) -> Answer:
         """POST /auth: name and password -> a signed token."""
@@ -199,13 +199,14 @@ class App:
 
     def issue_token(
         self,
+        answer: Future[Response],
         client: str,
         name: str,
         password: str,
         user: accounts.User | None,
         expired: bool,
         basic: bool,
-    ) -> Future[Response]:
+    ) -> None:
         """The slow rest of /auth, on a worker thread. Whatever comes of it is logged first.
 
         `user` is the account if its password is remembered; else it is authenticated here.
@@ -214,28 +215,34 @@ class App:
             user = user or self.accounts.authenticate(name, password)
         except accounts.InvalidCredentials as failure:
             refused = self.refusal(answers.Unauthorized(basic))
-            return self.logged(client, failure.outcome, failure.user_id, refused)
+            self.log_attempt(client, failure.outcome, failure.user_id, answer, refused)
+            return
         try:
             key = self.keys.expired_key() if expired else self.keys.signing_key()
         except keystore.NoSigningKey as failure:
-            return self.logged(client, "no_key", user, self.refusal(failure))
+            self.log_attempt(client, "no_key", user, answer, self.refusal(failure))
+            return
         with self.accounts.about_to_record():
             claims = self.claims(user.name, key, expired)
             token = jwt_minimal.encode(claims, key.private_key, key.kid)
-            answer = answers.token_response(token, claims, expired)
-            return self.logged(client, "success", user, answer)
+            response = answers.token_response(token, claims, expired)
+            self.log_attempt(client, "success", user, answer, response)
 
-    def logged(
-        self, client: str, outcome: str, user: accounts.User | int | None, answer: Response
-    ) -> Future[Response]:
-        """The answer, once the attempt is in the log, on disk."""
-        recorded = self.accounts.record(client, outcome, user, answer)
-        recorded.add_done_callback(functools.partial(self.count, outcome))
-        return recorded
+    def log_attempt(
+        self,
+        client: str,
+        outcome: str,
+        user: accounts.User | int | None,
+        answer: Future[Response],
+        response: Response,
+    ) -> None:
+        """Have `answer` give the response once the attempt is in the login log, on disk."""
+        answer.add_done_callback(functools.partial(self.count, outcome))
+        self.accounts.record(client, outcome, user, answer, response)
 
-    def count(self, outcome: str, recorded: Future[Response]) -> None:
+    def count(self, outcome: str, answer: Future[Response]) -> None:
         """Count an attempt that is on disk, on the writer thread."""
-        if recorded.exception() is None:
+        if answer.exception() is None:
             self.logins[outcome] += 1
             self.upkeep.report(WRITING, None)
 

@@ -22,6 +22,7 @@ import socket
 import sys
 import time
 from collections import Counter
+from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -186,7 +187,7 @@ class Target(Handler):
 
     def route(self, request: Request) -> Answer:
         if request.path.startswith("/later"):
-            return self.server.app.submit(Response, 200, (), request.body)
+            return self.server.app.submit(Future.set_result, Response(200, (), request.body))
         if request.path.startswith("/auth"):
             return Response(200, (), request.body)
         return error(404, "not_found", "There is nothing here.")

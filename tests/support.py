@@ -15,7 +15,6 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 import server
 from jwksd.httpd import Answer, Request, Response, Stats
-from jwksd.httpd.workers import hand_over
 from jwksd.ops import settings
 from jwksd.store import keystore
 from jwksd.store.sqlite import SQLite
@@ -51,7 +50,7 @@ class Inline:
     def submit(self, function, *arguments, lane=0, source=""):
         future: Future = Future()
         try:
-            hand_over(future, function(*arguments))
+            function(future, *arguments)
         except Exception as failure:
             future.set_exception(failure)
         return future

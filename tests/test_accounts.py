@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import unittest
+from concurrent.futures import Future
 from unittest import mock
 
 import argon2
@@ -55,7 +56,9 @@ class AccountsTest(TemporaryFolder):
 
     def record(self, address, outcome, user):
         """Log an attempt and wait until it is on disk."""
-        self.accounts.record(address, outcome, user, None).result(10)
+        future: Future = Future()
+        self.accounts.record(address, outcome, user, future, None)
+        future.result(10)
 
     def store_hash(self, stored):
         sql = "UPDATE users SET password_hash = ?"
@@ -238,7 +241,9 @@ class Remembering(AccountsTest):
         users = [self.accounts.authenticate(name, self.password) for name in ("alice", "bob")]
         self.open_accounts().reset("alice")
         with self.database.expect():  # so that they share it
-            told = [self.accounts.record("127.0.0.1", "success", u, u.name) for u in users * 2]
+            told: list[Future] = [Future() for _ in users * 2]
+            for user, future in zip(users * 2, told):
+                self.accounts.record("127.0.0.1", "success", user, future, user.name)
             failures = [future.exception(10) for future in told]
         self.assertEqual([type(f) for f in failures], [Superseded, type(None)] * 2)
         self.assertEqual([future.result() for future in told[1::2]], ["bob"] * 2)
@@ -303,13 +308,15 @@ class Operating(AccountsTest):
                 [(number, f"user{number}") for number in range(1, 301)],
             )
         )
-        expected, recorded = [], []
+        expected: list[tuple] = []
+        recorded: list[Future] = []
         with self.database.expect():  # so that they share the largest commits there are
             for number in range(1, 301):
                 self.clock.advance(0.25)
                 outcome = "success" if number % 3 else "bad_password"
                 user = accounts.User(number, f"user{number}", "") if number % 3 else number
-                recorded.append(self.accounts.record(f"10.0.0.{number}", outcome, user, number))
+                recorded.append(Future())
+                self.accounts.record(f"10.0.0.{number}", outcome, user, recorded[-1], number)
                 now = logins.utc_text(self.clock())
                 last_login = now if number % 3 else None
                 expected.append((f"10.0.0.{number}", now, outcome, number, last_login))

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import unittest
+from concurrent.futures import Future
 from unittest import mock
 
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -629,7 +630,7 @@ class Backups(KeysTest):
 
         def write():
             while not stop.is_set():
-                app.accounts.record("192.0.2.1", "unknown_user", None, lambda trouble: None)
+                app.accounts.record("192.0.2.1", "unknown_user", None, Future(), None)
                 time.sleep(0.001)
 
         writer = threading.Thread(target=write)

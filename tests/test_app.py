@@ -9,6 +9,7 @@ import sqlite3
 import threading
 import unittest
 import uuid
+from concurrent.futures import Future
 from typing import Any
 from unittest import mock
 
@@ -420,7 +421,7 @@ class LoggingIn(AppTest):
             held.set()
             hold.wait(10)
 
-        self.app.database.append(wait, None, None)
+        self.app.database.append(wait, None, Future(), None)
         self.assertTrue(held.wait(10))
         answers: list[Any] = []
         for password in (self.password, "wrong"):

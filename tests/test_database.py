@@ -11,12 +11,20 @@ import sys
 import threading
 import time
 import unittest
+from concurrent.futures import Future
 from unittest import mock
 
 from jwksd.store import database, sqlite
 from jwksd.store.database import CannotOpen, Unavailable
 from jwksd.store.sqlite import ReadOnly, SQLite
 from tests.support import ROOT, TemporaryFolder
+
+
+def append(db, write_rows, row, result):
+    """A Future of a row."""
+    future: Future = Future()
+    db.append(write_rows, row, future, result)
+    return future
 
 
 def insert(ip):
@@ -179,7 +187,7 @@ class Writing(TemporaryFolder):
         first = threading.Thread(target=db.write, args=(wait,))
         first.start()
         held.wait(5)
-        told = [db.append(write_rows, str(number), number) for number in range(9)]
+        told = [append(db, write_rows, str(number), number) for number in range(9)]
         self.assertFalse(any(future.done() for future in told))
         hold.set()
         self.assertEqual([future.result(10) for future in told], [*range(9)])
@@ -196,10 +204,10 @@ class Writing(TemporaryFolder):
             calls.append(rows)
 
         def second_comes(seconds):
-            told.append(db.append(keep, "second", 2))
+            told.append(append(db, keep, "second", 2))
 
         with mock.patch("jwksd.store.database.sleep", second_comes), db.expect():
-            first = db.append(keep, "first", 1)
+            first = append(db, keep, "first", 1)
             self.assertEqual([first.result(10), told[0].result(10)], [1, 2])
         self.assertEqual(calls[0][:2], ["first", "second"])
 
@@ -207,10 +215,10 @@ class Writing(TemporaryFolder):
         db = self.open_database()
         naps: list[float] = []
         with mock.patch("jwksd.store.database.sleep", naps.append):
-            db.append(lambda connection, rows: None, 1, None).result(10)
+            append(db, lambda connection, rows: None, 1, None).result(10)
             self.assertEqual(naps, [])
             with db.expect():  # and nothing comes
-                db.append(lambda connection, rows: None, 2, None).result(10)
+                append(db, lambda connection, rows: None, 2, None).result(10)
         self.assertLessEqual(sum(naps), 0.004)
         self.assertGreater(sum(naps), 0)
 
@@ -230,10 +238,10 @@ class Writing(TemporaryFolder):
             insert("lost")(connection)
             connection.execute("INSERT INTO nowhere VALUES (1)")
 
-        self.assertIsInstance(db.append(write_rows, 1, None).exception(10), Unavailable)
+        self.assertIsInstance(append(db, write_rows, 1, None).exception(10), Unavailable)
         self.assertEqual(db.read("SELECT id FROM auth_logs"), [])
         db.close()
-        self.assertIsInstance(db.append(write_rows, 2, None).exception(10), Unavailable)
+        self.assertIsInstance(append(db, write_rows, 2, None).exception(10), Unavailable)
 
     def test_a_row_that_is_refused_is_no_harm_to_those_beside_it(self):
         db = self.open_database()
@@ -242,7 +250,7 @@ class Writing(TemporaryFolder):
             return {place: KeyError(row) for place, row in enumerate(rows) if row % 2}
 
         with db.expect():  # so that they share a commit
-            told = [db.append(write_rows, number, number) for number in range(4)]
+            told = [append(db, write_rows, number, number) for number in range(4)]
             failures = [future.exception(10) for future in told]
         self.assertEqual([str(failure) for failure in failures], ["None", "1", "None", "3"])
 
@@ -255,7 +263,7 @@ class Writing(TemporaryFolder):
             raise KeyError("mine")
 
         with self.assertLogs("concurrent.futures", "ERROR"):
-            db.append(lambda connection, rows: None, 1, None).add_done_callback(fail)
+            append(db, lambda connection, rows: None, 1, None).add_done_callback(fail)
             self.assertEqual(db.write(lambda connection: 7), 7)
         self.assertTrue(heard.is_set())
 
@@ -405,7 +413,7 @@ class Writing(TemporaryFolder):
         for owner, step in ((database, "gather"), (database, "Job"), (database.Job, "run")):
             exhausted = mock.patch.object(owner, step, side_effect=MemoryError)
             with exhausted:
-                told = [db.append(lambda connection, rows: None, 1, None) for _ in range(2)]
+                told = [append(db, lambda connection, rows: None, 1, None) for _ in range(2)]
                 for future in told:
                     self.assertRegex(repr(future.exception(10)), "MemoryError")
             with exhausted, self.assertRaises((MemoryError, Unavailable)):

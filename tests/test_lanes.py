@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from jwksd.httpd import Overloaded, Workers
+from tests.httpd_live import settle
 
 
 class LanesTest(unittest.TestCase):
@@ -17,7 +18,7 @@ class LanesTest(unittest.TestCase):
         self.workers = Workers(1, queue_limit=6, queue_seconds=60.0)
         self.addCleanup(self.workers.stop, 10)
         self.addCleanup(self.gate.set)
-        self.first = self.workers.submit(self.hold(held))
+        self.first = self.workers.submit(settle, self.hold(held))
         self.assertTrue(held.wait(10))  # from here on everything waits in its lane
 
     def hold(self, held: threading.Event) -> Callable[[], bool]:
@@ -28,7 +29,7 @@ class LanesTest(unittest.TestCase):
         return wait
 
     def submit(self, name, *, lane=0, source=""):
-        return self.workers.submit(self.made.append, name, lane=lane, source=source)
+        return self.workers.submit(settle, self.made.append, name, lane=lane, source=source)
 
     def finish(self, *futures):
         """Let the thread go; what became of each call."""
@@ -102,12 +103,12 @@ class ARefusal(LanesTest):
         rows: list[Future] = [Future() for _ in range(1 + 3 * 6)]
         for row in rows:  # made at once, and then waiting for the disk
             made = threading.Event()
-            self.workers.submit(self.give(made, row))
+            self.workers.submit(settle, self.give(made, row))
             self.assertTrue(made.wait(10))
         with self.assertRaises(Overloaded):
-            self.workers.submit(str)
+            self.workers.submit(settle, str)
         rows[0].set_result("written")
-        self.assertEqual(self.workers.submit(str).result(10), "")
+        self.assertEqual(self.workers.submit(settle, str).result(10), "")
 
     def give(self, made: threading.Event, row: Future) -> Callable[[], Future]:
         def call() -> Future:

@@ -4,7 +4,7 @@
            --> lane 1, dearer calls     source c: . . . .                --+--> the next free thread
            --> lane 2, the dearest      source a: .        source d: .   --+
 
-    thread: function(*arguments) --> the Future that `submit` returned
+    thread: function(future, *arguments)      future: the one that `submit` returned
 
 Rules of this file:
 - A thread takes from the first lane that has a call: cheap calls never wait behind dear ones.
@@ -14,10 +14,10 @@ Rules of this file:
   more. A refusal says after how many seconds there will be room.
 - Threads are made when they are first needed, and stay. They are daemons: one that hangs does not
   hold up the end of the process.
-- Whatever a function raises is the exception of its Future. A thread never dies of one.
+- A function settles the Future that it is given, or hands it to whoever has the outcome later (the
+  writer, after its commit): the thread does not wait for that. What a function raises is the
+  exception of its Future. A thread never dies of one.
 - Where the system ranks threads (Linux), workers rank below the loop: cheap answers go first.
-- A thread need not wait for what follows its part (a commit on disk): a function that returns a
-  Future hands its own Future over to that one.
 
 It leaves out: cancelling. A caller that no longer wants an outcome ignores it.
 """
@@ -115,34 +115,36 @@ class Workers:
         self._lanes = [Lane() for _ in range(LANES)]
         self._turns: SimpleQueue[bool] = SimpleQueue()  # one for each call; False ends a thread
         self._threads: list[threading.Thread] = []
-        self._lock = threading.Lock()  # guards the lanes, the threads and the counters
-        self._unfinished = 0  # calls whose Future is not done: they wait, run, or are being written
-        self._running = 0  # calls that a thread has taken
+        self._lock = threading.Lock()  # guards the lanes and the threads
+        # Calls that wait, run, or are being written. No lock: each change of a set is atomic.
+        self._unfinished: set[Future[Any]] = set()
         self.refused = 0  # calls: the lane was full, or too slow
 
     @property
     def queued(self) -> int:
         """How many calls wait, for a thread or for the disk."""
-        return max(0, self._unfinished - len(self._threads))
+        return max(0, len(self._unfinished) - len(self._threads))
 
     def submit(
         self, function: Callable[..., Any], *arguments: Any, lane: int = 0, source: str = ""
     ) -> Future[Any]:
-        """Call the function as soon as it is its turn; from any thread.
+        """Call `function(future, *arguments)` as soon as it is its turn; from any thread.
 
-        The Future gives what the function returns, or, if that is a Future, what that one gives. It
-        raises Overloaded if the call waited too long or made room for another source's.
+        The Future, which is returned at once, gives what the function makes it give. It raises what
+        the function raises, and Overloaded if the call waited too long or made room for another.
 
         Raises:
             Overloaded: there is no room for it.
         """
         future: Future[Any] = Future()
-        future.add_done_callback(self._done)
+        future.add_done_callback(self._unfinished.discard)
         until = time.monotonic() + self._patience
         with self._lock:
             displaced = self._admit(self._lanes[lane], source)
-            self._unfinished += 1
-            self._lanes[lane].put(source, Work(partial(function, *arguments), future, until))
+            self._unfinished.add(future)
+            self._lanes[lane].put(
+                source, Work(partial(function, future, *arguments), future, until)
+            )
         if displaced is None:
             self._turns.put(True)
         else:
@@ -160,11 +162,14 @@ class Workers:
 
     def _admit(self, lane: Lane, source: str) -> Work | None:
         """Make sure that there is a thread and room in the lane; the call that had to make it."""
-        if self._unfinished >= len(self._threads):
+        unfinished = len(self._unfinished)
+        if unfinished >= len(self._threads):
             self._add_thread()
-        waits = lane.size - (len(self._threads) - self._running)  # beyond what is taken at once
+        cheap, dear, dearest = self._lanes
+        begun = unfinished - cheap.size - dear.size - dearest.size
+        waits = lane.size - max(0, len(self._threads) - begun)  # beyond what is taken at once
         displaced = lane.make_room(source) if waits >= self._limit and lane.size else None
-        stuck = self._unfinished >= self._most + LANES * self._limit  # the disk does not keep up
+        stuck = unfinished >= self._most + LANES * self._limit  # the disk does not keep up
         if not self._threads or stuck or (waits >= self._limit and displaced is None):
             self.refused += 1
             raise self._overloaded(lane)
@@ -189,7 +194,6 @@ class Workers:
             with self._lock:
                 lane = next(lane for lane in self._lanes if lane.size)
                 work = lane.take()
-                self._running += 1
             self._carry_out(lane, work)
 
     def _carry_out(self, lane: Lane, work: Work) -> None:
@@ -197,44 +201,15 @@ class Workers:
         try:
             if start > work.until:
                 raise self._late(lane)
-            outcome = work.call()
-        except BaseException as failure:
-            self._release()
-            work.future.set_exception(failure)
-        else:
+            work.call()
             lane.took(time.monotonic() - start)
-            self._release()
-            hand_over(work.future, outcome)
+        except BaseException as failure:
+            work.future.set_exception(failure)
 
     def _late(self, lane: Lane) -> Overloaded:
         with self._lock:
             self.refused += 1
             return self._overloaded(lane)
-
-    def _release(self) -> None:
-        with self._lock:
-            self._running -= 1
-
-    def _done(self, future: Future[Any]) -> None:
-        with self._lock:
-            self._unfinished -= 1
-
-
-def hand_over(future: Future[Any], outcome: Any) -> None:
-    """Let a Future give this; or, if it is a Future itself, what it gives."""
-    if isinstance(outcome, Future):
-        outcome.add_done_callback(partial(pass_on, future))
-    else:
-        future.set_result(outcome)
-
-
-def pass_on(future: Future[Any], done: Future[Any]) -> None:
-    """Let a Future give what another one, which is done, gave."""
-    failure = done.exception()
-    if failure is None:
-        future.set_result(done.result())
-    else:
-        future.set_exception(failure)
 
 
 def then(future: Future[Any], function: Callable[[Any], Any]) -> Future[Any]:

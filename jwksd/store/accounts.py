@@ -290,11 +290,13 @@ class Accounts:
         """Inside, an attempt is being signed and recorded next: others wait to share its commit."""
         return self._database.expect()
 
-    def record(self, address: str, outcome: str, user: User | int | None, result: T) -> Future[T]:
+    def record(
+        self, address: str, outcome: str, user: User | int | None, future: Future[T], result: T
+    ) -> None:
         """Log an attempt, and with a success the time of the login. Returns at once.
 
-        The Future gives `result` once the row is durable. It raises Unavailable if the row could
-        not be written, and Superseded if the account has changed since it was authenticated.
+        `future` gives `result` once the row is durable. It raises Unavailable if the row could not
+        be written, and Superseded if the account has changed since it was authenticated.
         """
         now = utc_text(self._clock())
         if isinstance(user, User):
@@ -302,7 +304,7 @@ class Accounts:
             attempt = Attempt(address, now, user.id, outcome, proved, user.new_hash)
         else:
             attempt = Attempt(address, now, user, outcome)
-        return self._database.append(write_attempts, attempt, result)
+        self._database.append(write_attempts, attempt, future, result)
 
     def new_account(self, name: str, email: str | None, password: str) -> tuple[str | None, ...]:
         """A row for `insert`.
@@ -320,15 +322,17 @@ class Accounts:
             raise NameTaken
         return name, self._hash(password), email, utc_text(self._clock())
 
-    def insert(self, account: tuple[str | None, ...], result: T) -> Future[T]:
-        """Create it. Returns at once; the Future gives `result`, or raises NameTaken."""
-        return self._database.append(write_accounts, account, result)
+    def insert(self, account: tuple[str | None, ...], future: Future[T], result: T) -> None:
+        """Create it. Returns at once; Then `future` gives `result`, or raises NameTaken."""
+        self._database.append(write_accounts, account, future, result)
 
     # -- the operator's commands
 
     def add(self, name: str, email: str | None, password: str) -> None:
         """Create an account with a given password, on disk. Raises as `new_account` does."""
-        self.insert(self.new_account(name, email, password), None).result()
+        added: Future[None] = Future()
+        self.insert(self.new_account(name, email, password), added, None)
+        added.result()
 
     def reset(self, name: str) -> str:
         """Give the account a new generated password and return it.

@@ -96,18 +96,20 @@ class Database(ABC):
             Unavailable: it could not be committed. Nothing was changed.
         """
         results: list[T] = []
+        written: Future[None] = Future()
 
         def write_rows(connection: Connection, rows: list[None]) -> None:
             results.append(job(connection))
 
-        self.append(write_rows, None, None).result()
+        self.append(write_rows, None, written, None)
+        written.result()
         return results[0]
 
     @abstractmethod
-    def append(self, write_rows: WriteRows, row: Any, result: T) -> Future[T]:
+    def append(self, write_rows: WriteRows, row: Any, future: Future[T], result: T) -> None:
         """Have `write_rows(connection, rows)` write `row`: one call for all rows that wait.
 
-        Returns at once. The Future gives `result` once the row is durable; it raises what
+        Returns at once. Once the row is durable, `future` gives `result`; it raises what
         `write_rows` raised or returned for this row, or `Unavailable` if it could not be written.
         """
 
@@ -206,15 +208,13 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._thread.start()
 
-    def append(self, write_rows: WriteRows, row: Any, result: T) -> Future[T]:
+    def append(self, write_rows: WriteRows, row: Any, future: Future[T], result: T) -> None:
         """As `Database.append`."""
-        future: Future[T] = Future()
         with self._lock:
             if not self._closed:
                 self._queue.put(Entry(write_rows, row, future, result))
-                return future
+                return
         future.set_exception(Unavailable("the database is closed"))
-        return future
 
     @contextlib.contextmanager
     def expect(self) -> Iterator[None]:

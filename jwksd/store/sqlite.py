@@ -103,9 +103,9 @@ class SQLite(Database):
         except DAMAGED as error:
             raise Unavailable(f"cannot read {self.path.name}: {error}") from error
 
-    def append(self, write_rows: WriteRows, row: Any, result: T) -> Future[T]:
+    def append(self, write_rows: WriteRows, row: Any, future: Future[T], result: T) -> None:
         """See `database.Database`."""
-        return self._writer.append(write_rows, row, result)
+        self._writer.append(write_rows, row, future, result)
 
     def expect(self) -> contextlib.AbstractContextManager[None]:
         """See `database.Database`."""
@@ -300,11 +300,9 @@ class ReadOnly(Database):
         except DAMAGED as error:
             raise Unavailable(f"cannot read {self.path.name}: {error}") from error
 
-    def append(self, write_rows: WriteRows, row: Any, result: T) -> Future[T]:
+    def append(self, write_rows: WriteRows, row: Any, future: Future[T], result: T) -> None:
         """Refuse: it is not for writing."""
-        refused: Future[T] = Future()
-        refused.set_exception(Unavailable(READ_ONLY))
-        return refused
+        future.set_exception(Unavailable(READ_ONLY))
 
     def expect(self) -> contextlib.AbstractContextManager[None]:
         """Nothing: no row can come."""
