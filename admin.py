@@ -34,7 +34,7 @@ from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any, Callable, NamedTuple, TextIO
 
 from jwksd.ops import doctor, secret, settings
-from jwksd.store import accounts, keystore, logins, names
+from jwksd.store import accounts, claims, keystore, logins, names
 from jwksd.store.database import CannotOpen, Database, Unavailable
 from jwksd.store.sqlite import ReadOnly
 
@@ -139,7 +139,7 @@ def users_list(desk: Desk, options: argparse.Namespace) -> Lines:
 
 def users_add(desk: Desk, options: argparse.Namespace) -> Lines:
     """Create an account; its password is read from standard input, or generated and printed."""
-    name = names.checked_name(options.name)
+    name = names.checked_new_name(options.name)
     email = None if options.email is None else names.checked_email(options.email)
     try:
         if not options.password_stdin:
@@ -169,10 +169,28 @@ def users_reset(desk: Desk, options: argparse.Namespace) -> Lines:
 
 
 def users_delete(desk: Desk, options: argparse.Namespace) -> Lines:
-    """Delete an account. Tokens it holds stay valid until they expire."""
+    """Delete an account and retire its name. Tokens it holds stay valid until they expire."""
     users = desk.accounts()
-    users.delete(users.stored_name(options.name))
+    name = users.stored_name(options.name)
+    try:
+        users.delete(name)
+    except accounts.UnknownUser:
+        if not options.free:
+            raise
+    if options.free:
+        users.free(name)
+        tell("a new account may have the name: tokens that the old one holds then speak for it")
     return []
+
+
+def users_claims(desk: Desk, options: argparse.Namespace) -> Lines:
+    """Show the claims of an account's tokens, after the changes given: CLAIM=TEXT, CLAIM:=JSON."""
+    users = desk.accounts()
+    name = users.stored_name(options.name)
+    found = users.set_claims(name, options.changes) if options.changes else users.claims(name)
+    yield "claim\tvalue"
+    for claim, value in found.items():
+        yield listed(claim, json.dumps(value, ensure_ascii=False))
 
 
 def log(desk: Desk, options: argparse.Namespace) -> Lines:
@@ -256,6 +274,17 @@ NO_REPLACEMENT = Argument(
 DRY_RUN = Argument("--dry-run", {"action": "store_true", "help": "only count them"})
 FILE = Argument("file", {"metavar": "FILE", "help": "must not exist yet"})
 NAME = Argument("name", {"metavar": "NAME", "help": "the user"})
+FREE = Argument(
+    "--free", {"action": "store_true", "help": "let a new account have the name, which is retired"}
+)
+CHANGES = Argument(
+    "changes",
+    {
+        "metavar": "CLAIM=TEXT",
+        "nargs": "*",
+        "help": "or CLAIM:=JSON for any JSON value, or CLAIM= for no such claim",
+    },
+)
 EMAIL = Argument("--email", {"metavar": "ADDRESS", "help": "the e-mail address"})
 PASSWORD_STDIN = Argument(
     "--password-stdin", {"action": "store_true", "help": "read the password from standard input"}
@@ -282,7 +311,8 @@ COMMANDS: dict[str, tuple[Command, tuple[Argument, ...]]] = {
     "users list": (users_list, ()),
     "users add": (users_add, (NAME, EMAIL, PASSWORD_STDIN)),
     "users reset": (users_reset, (NAME,)),
-    "users delete": (users_delete, (NAME,)),
+    "users delete": (users_delete, (NAME, FREE)),
+    "users claims": (users_claims, (NAME, CHANGES)),
     "log": (log, LOG_OPTIONS),
     "doctor": (diagnose, ()),
 }
@@ -294,6 +324,14 @@ DONE: dict[Command, str] = {  # what cannot be asked again, and what to do if it
     keys_rotate: "the key is made: keys list names it",
     keys_revoke: "the key is deleted: keys list names what there is",
 }
+REFUSALS = (
+    Refused,
+    names.Malformed,
+    claims.BadClaim,
+    accounts.UnknownUser,
+    accounts.Busy,
+    Unavailable,
+)
 FLAGS = ("db", "argon2")  # the settings that it shares with the server
 FOUNDERS = (users_add, keys_rotate)  # may make the database; to the others its absence is a slip
 AS_IT_STANDS = {"kid", "name", "--user", "--email"}  # arguments that may begin with a hyphen
@@ -433,7 +471,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (settings.ConfigurationError, CannotOpen, keystore.WrongSecret) as error:
         tell(f"admin.py: {error}")
         return 2
-    except (Refused, names.Malformed, accounts.UnknownUser, accounts.Busy, Unavailable) as error:
+    except REFUSALS as error:
         tell(f"admin.py: {error}")
         return 1
     except KeyboardInterrupt:

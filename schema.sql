@@ -1,6 +1,7 @@
 -- The database of the server: three tables that other programs read with fixed columns, and what
 -- belongs to them in tables of its own. Times are UTC text, 'YYYY-MM-DD HH:MM:SS.SSS', unless a
--- column says otherwise. database.py runs this file once, as version 1 (PRAGMA user_version).
+-- column says otherwise. Every statement
+-- may be run again: a file of an older version (PRAGMA user_version) gets what it lacks.
 
 -- One row per RSA key. Rows are never changed except to seal a key anew, or to end it early; rotation
 -- adds a row and retention removes one. The key cannot be read, prolonged or exchanged without NOT_MY_KEY.
@@ -18,6 +19,21 @@ CREATE TABLE IF NOT EXISTS users(
     email TEXT UNIQUE,                      -- as typed, or NULL
     date_registered TIMESTAMP DEFAULT CURRENT_TIMESTAMP,
     last_login TIMESTAMP                    -- of the last token issued; NULL before the first
+);
+
+-- Every name that is taken, as names are compared. A name whose account was deleted stays here,
+-- retired: tokens named it as their `sub`, which is never given to a second person.
+CREATE TABLE IF NOT EXISTS account_names(
+    folded TEXT PRIMARY KEY,                -- the username case-folded, then in NFKC
+    user_id INTEGER                         -- users.id; NULL for a retired name
+);
+CREATE INDEX IF NOT EXISTS account_names_user ON account_names(user_id);
+
+-- What an operator lets the tokens of an account say beyond its name; no row for nothing.
+CREATE TABLE IF NOT EXISTS account_claims(
+    user_id INTEGER PRIMARY KEY,            -- users.id
+    claims TEXT NOT NULL,                   -- a JSON object of at most 2 KiB
+    FOREIGN KEY(user_id) REFERENCES users(id) ON DELETE CASCADE
 );
 
 -- Names and addresses that differ only in ASCII case would be two accounts that people confuse.

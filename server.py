@@ -40,6 +40,7 @@ from collections import Counter
 from collections.abc import Mapping, MutableMapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Callable
 
 # Our modules stand beside this file, also if it is reached through a link or by `python -I`. The
@@ -62,6 +63,7 @@ from jwksd.ops import ownership, process, secret, settings
 from jwksd.ops.settings import ConfigurationError, Settings
 from jwksd.ops.upkeep import WRITING, Upkeep
 from jwksd.store import names
+from jwksd.store.claims import read as claims_of_account
 from jwksd.store.database import CannotOpen, Database, Unavailable
 from jwksd.store.logins import LoginLog
 
@@ -161,7 +163,7 @@ class App:
         self.pages.require_own(request.headers)
         self.limits["register"].admit(self.client(request))
         members = inputs.fields(request.headers, request.body)
-        name = names.checked_name(inputs.text(members, "username"))
+        name = names.checked_new_name(inputs.text(members, "username"))
         email = None
         if members.get("email") is not None:
             email = names.checked_email(inputs.text(members, "email"))
@@ -223,7 +225,7 @@ class App:
             self.log_attempt(client, "no_key", user, answer, self.refusal(failure))
             return
         with self.accounts.about_to_record():
-            claims = self.claims(user.name, key, expired)
+            claims = self.claims(user.name, key, expired, claims_of_account(user.claims))
             token = jwt_minimal.encode(claims, key.private_key, key.kid)
             response = answers.token_response(token, claims, expired)
             self.log_attempt(client, "success", user, answer, response)
@@ -246,8 +248,17 @@ class App:
             self.logins[outcome] += 1
             self.upkeep.report(WRITING, None)
 
-    def claims(self, subject: str, key: keystore.Key, expired: bool = False) -> dict[str, Any]:
-        """What a token for `subject` says (RFC 7519 §4.1); it never outlives its key."""
+    def claims(
+        self,
+        subject: str,
+        key: keystore.Key,
+        expired: bool = False,
+        more: Mapping[str, Any] = MappingProxyType({}),
+    ) -> dict[str, Any]:
+        """What a token for `subject` says (RFC 7519 §4.1); it never outlives its key.
+
+        `more` are claims of the account; they never take the place of ours.
+        """
         ttl = int(self.settings.token_ttl)
         now = key.exp - ttl if expired else int(self.clock())
         claims: dict[str, Any] = {
@@ -260,7 +271,7 @@ class App:
         }
         if self.settings.audience is not None:  # unasked it breaks clients that expect none
             claims["aud"] = self.settings.audience
-        return claims
+        return {**claims, **{name: more[name] for name in more.keys() - claims.keys()}}
 
     def jwks(self, request: Request) -> Answer:
         """GET /.well-known/jwks.json: the public keys (RFC 7517 §5)."""

@@ -255,7 +255,7 @@ class Remembering(AccountsTest):
     def test_ends_where_the_name_was_given_to_a_new_account(self):
         self.login()
         other = self.open_accounts()
-        other.delete("alice")
+        other.delete("alice", free=True)
         newer = other.register("alice", None)
         self.assertEqual(self.attempt("alice", self.password), "bad_password")
         self.assertEqual(self.attempt("alice", newer), "success")

@@ -225,7 +225,10 @@ class WhatAnotherProgramWrote(AdminTest):
         self.assertEqual(self.admin("users", "list")[1].count("\n"), 2)
 
     def test_is_never_taken_for_an_account_of_the_same_look(self):
-        self.admin("users", "add", "\u00e9ve")
+        code, _, err = self.admin("users", "add", "\u00e9ve")  # the same name, in NFC
+        self.assertEqual((code, "taken" in err), (1, True))
+        with contextlib.closing(sqlite3.connect(self.path)) as other, other:
+            other.execute("INSERT INTO users (username, password_hash) VALUES ('\u00e9ve', '')")
         self.assertEqual(self.admin("users", "delete", "e\u0301ve")[0], 0)
         self.assertIn("\n\u00e9ve\t", self.admin("users", "list")[1])
         self.assertEqual(self.admin("users", "delete", "e\u0301ve")[0], 0)

@@ -388,6 +388,12 @@ class LoggingIn(AppTest):
             other.execute("UPDATE users SET username = 'older' WHERE username = 'alice'")
         self.assertEqual(self.login("alice", self.password).status, 401)
         with contextlib.closing(SQLite(self.path)) as ours:
+            self.assertRaises(
+                accounts.NameTaken, accounts.Accounts(ours).register, "alice", None
+            )  # tokens have named somebody else so
+        with contextlib.closing(sqlite3.connect(self.path)) as other, other:
+            other.execute("DELETE FROM account_names WHERE folded = 'alice'")
+        with contextlib.closing(SQLite(self.path)) as ours:
             accounts.Accounts(ours).register("alice", None)
         self.assertEqual(self.login("alice", self.password).status, 401)
         self.assertEqual(self.login("older", self.password).status, 200)

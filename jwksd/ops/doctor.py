@@ -355,8 +355,13 @@ def rotation(place: Place) -> Verdict | None:
 
 def users(place: Place) -> Verdict:
     """Whether each can log in, and at which cost."""
-    found = desk(place).hashes()
+    found, twins = desk(place).hashes(), desk(place).twins()
     problems, notes = [], []
+    if twins:
+        notes.append(
+            f"{len(twins)} differ from another in case or form only, {twins[0][1]!a:.70} from "
+            f"{twins[0][0]!a:.70} for one: people may take one for the other"
+        )
     if found.unusable:
         problems.append(
             f"{found.unusable} cannot log in, {found.example!a:.70} for one: their hash is not "

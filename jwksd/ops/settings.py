@@ -26,7 +26,7 @@ import ratelimit
 from jwksd import __version__
 from jwksd.ops import ownership
 from jwksd.store import accounts, keystore
-from jwksd.store.database import CannotOpen, Connection
+from jwksd.store.database import CannotOpen, Connection, Unavailable
 from jwksd.store.sqlite import SQLite
 
 
@@ -298,6 +298,10 @@ def open_database(path: str) -> SQLite:
     database = SQLite(path, accept=require_ours)
     try:
         require_own_files(path)  # somebody may have made one of them just before we did
+        accounts.enter_names(database)
+    except Unavailable as trouble:
+        database.close()
+        raise CannotOpen(str(trouble)) from trouble
     except CannotOpen:
         database.close()
         raise

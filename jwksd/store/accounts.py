@@ -30,13 +30,14 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Callable, NamedTuple, TypeVar
+from typing import Any, Callable, NamedTuple, TypeVar
 
 import argon2
 
+from jwksd.store import claims
 from jwksd.store.database import CannotOpen, Connection, Database
 from jwksd.store.logins import Attempt, LoginLog, disown_newer, several, utc_text, write_log
-from jwksd.store.names import checked_name
+from jwksd.store.names import checked_name, fold
 
 HASH = re.compile(
     r"\$argon2id\$v=19\$m=([0-9]{1,8}),t=([0-9]{1,4}),p=([0-9]{1,3})\$[A-Za-z0-9+/$]+"
@@ -48,7 +49,12 @@ MAX_LANES = 16
 # A lack of memory or threads, in the words of the C library: its error is all that argon2 tells us.
 EXHAUSTED = {argon2.low_level.error_to_str(code) for code in (-22, -33)}  # argon2.h
 T = TypeVar("T")
-VERIFIED_ENTRIES = 65_536  # remembered verifications; about 40 MB when full
+SELECT_USER = (  # the members of `User`
+    "SELECT id, username, password_hash, claims FROM users LEFT JOIN account_claims ON user_id = id"
+)
+VERIFIED_ENTRIES = (
+    65_536  # remembered verifications; about 40 MB when full, and the claims of their accounts
+)
 
 
 class HashCost(NamedTuple):
@@ -76,6 +82,7 @@ class User(NamedTuple):
     id: int
     name: str
     password_hash: str
+    claims: str | None = None  # of the account, as JSON
     new_hash: str | None = None
 
 
@@ -138,17 +145,16 @@ def find_superseded(connection: Connection, attempts: Sequence[Attempt]) -> dict
     """
     proved = {attempt.user_id for attempt in attempts if attempt.proved is not None}
     current = {
-        number: (name, password_hash)
-        for number, name, password_hash in connection.execute(
-            "SELECT id, username, password_hash FROM users "  # noqa: S608
-            f"WHERE id IN ({several('?', proved)})",
+        number: state
+        for number, *state in connection.execute(
+            f"{SELECT_USER} WHERE id IN ({several('?', proved)})",
             [*proved],
         )
     }
     return {
         place: Superseded(attempt.proved[0])
         for place, attempt in enumerate(attempts)
-        if attempt.proved is not None and attempt.proved != current.get(attempt.user_id)
+        if attempt.proved is not None and [*attempt.proved] != current.get(attempt.user_id)
     }
 
 
@@ -174,14 +180,48 @@ def write_accounts(
     """Write new accounts; returns the places of those whose name or address is taken."""
     taken: dict[int, Exception] = {}
     for place, account in enumerate(accounts):
-        added = connection.execute(
-            "INSERT INTO users (username, password_hash, email, date_registered) "
-            "VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-            account,
-        )
-        if not added.rowcount:
+        if not write_account(connection, account):
             taken[place] = NameTaken()
     return taken
+
+
+def write_account(connection: Connection, account: tuple[str | None, ...]) -> bool:
+    """Write one new account; whether its name and address are free."""
+    name = account[0]
+    added = connection.execute(
+        "INSERT INTO users (username, password_hash, email, date_registered) "
+        "VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        account,
+    )
+    if not added.rowcount:
+        return False
+    entered = connection.execute(
+        "INSERT INTO account_names (folded, user_id) SELECT ?, id FROM users WHERE username = ? "
+        "ON CONFLICT DO NOTHING",
+        (fold(str(name)), name),
+    )
+    if not entered.rowcount:  # as another account's, or retired
+        connection.execute("DELETE FROM users WHERE username = ?", (name,))
+    return bool(entered.rowcount)
+
+
+def enter_names(database: Database) -> None:
+    """Enter the names of accounts that an older version or another program has added.
+
+    Of two accounts whose names are one when they are folded, the older has it; both stay.
+
+    Raises:
+        Unavailable: the database cannot be read or written.
+    """
+    rows = database.read(
+        "SELECT id, username FROM users "
+        "WHERE id > (SELECT coalesce(max(user_id), 0) FROM account_names) ORDER BY id"
+    )
+    if not rows:
+        return
+    sql = "INSERT INTO account_names (folded, user_id) VALUES (?, ?) ON CONFLICT DO NOTHING"
+    entries = [(fold(str(name)), number) for number, name in rows]
+    database.write(lambda connection: connection.executemany(sql, entries))
 
 
 def require_no_twins(connection: Connection) -> None:
@@ -271,9 +311,7 @@ class Accounts:
             InvalidCredentials: unknown name or wrong password, at the same cost.
             Busy, Unavailable: not now.
         """
-        rows = self._database.read(
-            "SELECT id, username, password_hash FROM users WHERE username = ?", (name,)
-        )
+        rows = self._database.read(f"{SELECT_USER} WHERE username = ?", (name,))
         if not rows:
             self._matches(self._dummy, password)
             raise InvalidCredentials("unknown_user", None)
@@ -300,7 +338,7 @@ class Accounts:
         """
         now = utc_text(self._clock())
         if isinstance(user, User):
-            proved = user.name, user.password_hash
+            proved = user.name, user.password_hash, user.claims
             attempt = Attempt(address, now, user.id, outcome, proved, user.new_hash)
         else:
             attempt = Attempt(address, now, user, outcome)
@@ -316,8 +354,9 @@ class Accounts:
         # Asked before the hash is paid for, so that taken names are refused cheaply; the unique
         # indexes decide if two come at the same time.
         if self._database.read(
-            "SELECT 1 FROM users WHERE username = ? COLLATE NOCASE OR email = ? COLLATE NOCASE",
-            (name, email),
+            "SELECT 1 FROM users WHERE username = ? COLLATE NOCASE OR email = ? COLLATE NOCASE "
+            "UNION SELECT 1 FROM account_names WHERE folded = ?",
+            (name, email, fold(name)),
         ):
             raise NameTaken
         return name, self._hash(password), email, utc_text(self._clock())
@@ -345,8 +384,10 @@ class Accounts:
         self._change_user("UPDATE users SET password_hash = ? WHERE username = ?", (new_hash, name))
         return password
 
-    def delete(self, name: str) -> None:
-        """Delete the account; its rows in the log stay, without a name.
+    def delete(self, name: str, *, free: bool = False) -> None:
+        """Delete the account and retire its name; its rows in the login log stay, without a name.
+
+        `free` lets somebody else have the name: tokens that the account holds then speak for them.
 
         It ends at once. Its rows may be millions, so they are gone through in small commits before
         the row of the account leaves; interrupted, it goes on when it is called again.
@@ -361,8 +402,71 @@ class Accounts:
             # Those that came meanwhile: no row names an account that does not exist.
             disown_newer(connection, name, newest)
             connection.execute("DELETE FROM users WHERE username = ?", (name,))
+            connection.execute(
+                "INSERT INTO account_names (folded, user_id) VALUES (?, NULL) "
+                "ON CONFLICT (folded) DO UPDATE SET user_id = NULL",
+                (fold(name),),
+            )
 
         self._database.write(delete)
+        if free:
+            self.free(name)
+
+    def free(self, name: str) -> None:
+        """Let a retired name be given to a new account.
+
+        Raises:
+            UnknownUser: it is not a retired name.
+        """
+        sql = "DELETE FROM account_names WHERE folded = ? AND user_id IS NULL"
+        values = (fold(name),)
+        if not self._database.write(lambda connection: connection.execute(sql, values).rowcount):
+            raise UnknownUser(f"there is no user {name!r}, and no retired name")
+
+    def claims(self, name: str) -> dict[str, Any]:
+        """The claims that the tokens of the account carry.
+
+        Raises:
+            UnknownUser: there is no such account.
+        """
+        rows = self._database.read(f"{SELECT_USER} WHERE username = ?", (name,))
+        if not rows:
+            raise UnknownUser(f"there is no user {name!r}")
+        return claims.read(User(*rows[0]).claims)
+
+    def set_claims(self, name: str, changes: Sequence[str]) -> dict[str, Any]:
+        """Change the claims of the account: those it has then. The next token carries them.
+
+        Raises:
+            BadClaim: a change cannot be made.
+            UnknownUser: there is no such account.
+        """
+
+        def change(connection: Connection) -> dict[str, Any]:
+            rows = connection.execute(f"{SELECT_USER} WHERE username = ?", (name,)).fetchall()
+            if not rows:
+                raise UnknownUser(f"there is no user {name!r}")
+            user = User(*rows[0])
+            result = claims.changed(claims.read(user.claims), changes)
+            connection.execute("DELETE FROM account_claims WHERE user_id = ?", (user.id,))
+            if result:
+                connection.execute(
+                    "INSERT INTO account_claims (user_id, claims) VALUES (?, ?)",
+                    (user.id, claims.spelled(result)),
+                )
+            return result
+
+        return self._database.write(change)
+
+    def twins(self) -> list[tuple[str, str]]:
+        """Accounts whose names are one for us, although both exist; reads all names."""
+        first: dict[str, str] = {}
+        found = []
+        for (name,) in self._database.read("SELECT username FROM users ORDER BY id"):
+            other = first.setdefault(fold(str(name)), str(name))
+            if other != name:
+                found.append((other, str(name)))
+        return found
 
     def _change_user(self, sql: str, values: tuple[str, ...]) -> None:
         if not self._database.write(lambda connection: connection.execute(sql, values).rowcount):

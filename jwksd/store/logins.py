@@ -63,13 +63,15 @@ LOG = (
 
 
 class Attempt(NamedTuple):
-    """A row for the log. `proved`: the name and stored hash that the password was verified for."""
+    """A row for the log. `proved`: what the account was when its password was verified: its name,
+    the stored hash and the claims.
+    """
 
     address: str
     time: str
     user_id: int | None
     outcome: str
-    proved: tuple[str, str] | None = None
+    proved: tuple[str, str, str | None] | None = None
     new_hash: str | None = None  # takes the place of that hash
 
 

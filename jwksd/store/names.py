@@ -1,11 +1,13 @@
 """What is a name, an e-mail address, a password: checked before anything is looked up.
 
     checked_name, checked_email, checked_password      text as it came -> text that may be used
+    checked_new_name                                   the same, for an account to be made
+    fold                                               the form in which two names are compared
 
 Rules of this file:
 - Names are compared after Unicode NFC; what could be mistaken for another name (control and format
-  characters, others that show nothing, odd spaces) is not a name. That a difference in ASCII case
-  is none is the database's to say.
+  characters, others that show nothing, odd spaces) is not a name. Two names that differ in case
+  only are one.
 - E-mail addresses are kept as they were typed; passwords are normalised and nothing else.
 - A refusal is one sentence of ours; it repeats nothing of the input.
 
@@ -35,6 +37,15 @@ INVISIBLE = re.compile(
 )
 
 
+def fold(name: str) -> str:
+    """A name as names are compared: those with the same folded form are one (UAX #15, UTS #39)."""
+    return name if name.isascii() and name.islower() else _folded(name)
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKC", name.casefold())
+
+
 class Malformed(ValueError):
     """This cannot be a name, an e-mail address or a password; the sentence says why."""
 
@@ -57,6 +68,21 @@ def checked_name(text: str) -> str:
         raise Malformed("username must not hold characters that show nothing")
     if name.strip(" ") != name or "  " in name:
         raise Malformed("username must not begin or end with a space or hold two in a row")
+    return name
+
+
+def checked_new_name(text: str) -> str:
+    """The name in NFC, for a new account: older ones may have names that are not given any more.
+
+    Raises:
+        Malformed: as `checked_name`, or it holds characters that stand for others.
+    """
+    name = checked_name(text)
+    if unicodedata.normalize("NFKC", name) != name:
+        raise Malformed(
+            "username must not hold characters that stand for others, such as full-width letters, "
+            "ligatures or superscripts: write the plain ones"
+        )
     return name
 
 

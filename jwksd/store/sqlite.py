@@ -45,8 +45,7 @@ BUSY_SECONDS = 5.0  # how long another process may hold the write lock before we
 READ_ONLY = "the database was opened for reading only"
 BRIEFLY_SECONDS = 0.1  # the same once it has held it for that long
 SCHEMA = "schema.sql"
-MIGRATIONS = (SCHEMA,)  # the script at place n turns PRAGMA user_version n into n + 1
-SCHEMA_VERSION = len(MIGRATIONS)
+SCHEMA_VERSION = 2  # PRAGMA user_version; 2 has account_names and account_claims
 DAMAGED = (sqlite3.Error, UnicodeError)  # the second where SQLite's own words quote the damage
 
 # The tables that other programs read with us; a file with other columns in them is not ours.
@@ -492,11 +491,9 @@ def _require_our_columns(connection: sqlite3.Connection) -> None:
 def _migrate(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
-        # Read again under the lock: another process may just have done it.
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        for script in MIGRATIONS[version:]:
-            for statement in _statements(jwksd.resource(script).decode()):
-                connection.execute(statement)
+        # Another process may just have done it: every statement may be run again.
+        for statement in _statements(jwksd.resource(SCHEMA).decode()):
+            connection.execute(statement)
         connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         connection.execute("COMMIT")
     except BaseException:
