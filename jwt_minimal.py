@@ -280,7 +280,7 @@ def padded_hash(message: bytes, n: int) -> bytes:
 
 
 def open_signature(signature: bytes, n: int, e: int) -> bytes:
-    """What the signer sealed: signature^e mod n, as long as n; nothing if it is out of range."""
+    """The block that was signed: signature^e mod n, as long as n; empty if it is out of range."""
     k, s = (n.bit_length() + 7) // 8, int.from_bytes(signature, "big")
     if len(signature) != k or s >= n:  # or s + n would be a second signature
         return b""

@@ -201,7 +201,22 @@ class TheEmbeddersPage(unittest.TestCase):
         self.assertEqual(ran, 2)
 
 
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as forges make them."""
+    headings = re.findall(r"(?m)^#+ (.*)$", page.read_text("utf-8"))
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 class EveryPage(unittest.TestCase):
+    def test_links_only_to_headings_that_exist(self):
+        for page in PAGES:
+            for target, anchor in re.findall(r"\]\(([^)#]*)#([^)]*)\)", page.read_text("utf-8")):
+                if not target.startswith("http"):
+                    with self.subTest(page=page.name, anchor=anchor):
+                        self.assertIn(
+                            anchor, anchors(Path(page.parent, target) if target else page)
+                        )
+
     def test_links_only_to_what_exists(self):
         for page in PAGES:
             for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text("utf-8")):

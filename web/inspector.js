@@ -121,7 +121,7 @@ export function power(base, exponent, modulus) {
   return result;
 }
 
-// What the signer sealed, in hex, as long as n; nothing if the signature is out of range.
+// The block that was signed, in hex, as long as n; empty if the signature is out of range.
 function openSignature(signature, n, e) {
   const octets = Math.ceil(n.toString(16).length / 2);
   const s = number(signature);
