@@ -55,13 +55,18 @@ READY = code_of("Handler.ready", "jwksd/httpd/loop")
 ADVANCE = code_of("Handler.advance", "jwksd/httpd/loop")
 CARRY_OUT = code_of("Workers._carry_out", "jwksd/httpd/workers")
 GATHER = code_of("gather", "jwksd/store/database")
+SETTLE = code_of("Job.settle", "jwksd/store/database")
+COLLECT = code_of("Server._collect", "jwksd/httpd/loop")
+# Where each thread takes the request up. What it calls before belongs to the request before.
+TAKES_UP = {READY, GATHER, code_of("Lane.take", "jwksd/httpd/workers")}
 
 
 class Trace:
     """What is called on the threads of a server from the next request on, until it is answered.
 
     The next thread may begin while the one before it tidies up. To have one order, a worker waits
-    here until the loop has put the request aside, and the writer until the worker is done with it.
+    here until the loop has put the request aside, the writer until the worker is done with it, and
+    the loop until the writer has run all callbacks.
     """
 
     def __init__(self, wanted: set[CodeType]) -> None:
@@ -69,8 +74,9 @@ class Trace:
         self.answered = threading.Event()
         self.calls: list[tuple[str, CodeType]] = []
         self._wanted = wanted
-        self._begun = False
+        self._begun: set[str] = set()
         self._put_aside, self._carried_out = threading.Event(), threading.Event()
+        self._settled = threading.Event()
 
     def __call__(self, frame: FrameType, event: str, _: object) -> None:
         if not self.armed.is_set() or self.answered.is_set():
@@ -80,24 +86,28 @@ class Trace:
             return
         if event == "call":
             self._called(thread, frame.f_code)
-        elif event == "return" and self._begun:
+        elif event == "return" and thread in self._begun:
             self._returned(frame.f_code)
 
     def _called(self, thread: str, code: CodeType) -> None:
-        if code is READY:
-            self._begun = True
-        if not self._begun:  # the loop has not quite put away the request before this one
+        if code is READY or (code in TAKES_UP and "loop" in self._begun):
+            self._begun.add(thread)
+        if thread not in self._begun:
             return
         if code is CARRY_OUT:
             self._put_aside.wait(SECONDS)
         elif code is GATHER:
             self._carried_out.wait(SECONDS)
+        elif code is COLLECT:
+            self._settled.wait(SECONDS)
         if code in self._wanted:
             self.calls.append((thread, code))
 
     def _returned(self, code: CodeType) -> None:
         if code is CARRY_OUT:
             self._carried_out.set()
+        elif code is SETTLE:
+            self._settled.set()
         elif code is ADVANCE and self._put_aside.is_set():
             self.answered.set()
         elif code is ADVANCE:
