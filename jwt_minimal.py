@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]  # a JSON object
 
-# No longer token reaches a server: Node, and httpd.py here, accept 16 KiB of request head.
+# Node, and jwksd/httpd here, accept 16 KiB of request head: no longer token reaches a server.
 MAX_TOKEN = 16 * 1024
 # Python's JSON reader recurses and gives up near 1000 levels: stay well below.
 MAX_BRACKETS = 500
@@ -62,7 +62,7 @@ REGISTERED = {
     "iat": (DATE, "issued"),
     "jti": (TEXT, "its serial number"),
 }
-# RFC 7515 §4.1: the header parameters, and what they are worth here.
+# RFC 7515 §4.1: the header parameters, and what they mean here.
 HEADER = {
     "alg": "how it was signed; here: RSA, PKCS#1 v1.5 padding, SHA-256",
     "typ": "what it is",
@@ -126,7 +126,7 @@ def b64url_decode(text: str) -> bytes:
     except ValueError as error:
         raise MalformedToken(f"not base64url: {error}") from None
     # The library skips foreign characters and ignores spare bits: "QQ", "QR" and "Q Q" are all "A".
-    # But for this line, anyone could respell a signed token (RFC 4648 §3.5).
+    # Without this line, anybody could spell a signed token in a second way (RFC 4648 §3.5).
     if b64url_encode(raw) != text:
         raise MalformedToken("not base64url: padding, foreign characters or spare bits")
     return raw
@@ -174,7 +174,7 @@ def encode(claims: Object, private_key: RSAPrivateKey, kid: str) -> str:
     return _seal(_header_segment(kid), payload, private_key)
 
 
-@lru_cache(maxsize=16)  # more keys than sign at a time; each token of a key has this same header
+@lru_cache(maxsize=16)  # few keys sign at a time, and all tokens of a key have the same header
 def _header_segment(kid: str) -> str:
     return b64url_encode(_compact_json({"alg": "RS256", "typ": "JWT", "kid": kid}).encode("utf-8"))
 
@@ -187,7 +187,7 @@ def _seal(header_segment: str, payload: bytes, private_key: RSAPrivateKey) -> st
 
 @cache
 def _rs256() -> tuple[Any, Any]:
-    # Imported only once a key of that package signs: verifying does without.
+    # Imported when a key of that package first signs: verifying needs no package.
     from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
     from cryptography.hazmat.primitives.hashes import SHA256
 
@@ -233,7 +233,7 @@ def rsa_keys(jwks: Object) -> list[Object]:
 
 
 def find_key(header: Object, jwks: Object) -> Object:
-    """The one RSA key of the JWKS that `kid` names; without a `kid`, the only RSA key there is."""
+    """The one RSA key of the JWKS that `kid` names; without a `kid`, its only RSA key."""
     keys = rsa_keys(jwks)
     found = [jwk for jwk in keys if "kid" not in header or jwk.get("kid") == header["kid"]]
     if len(found) != 1:
@@ -280,7 +280,7 @@ def padded_hash(message: bytes, n: int) -> bytes:
 
 
 def open_signature(signature: bytes, n: int, e: int) -> bytes:
-    """What the signer sealed: signature^e mod n, as long as n; nothing if it is out of range."""
+    """The block that was signed: signature^e mod n, as long as n; empty if it is out of range."""
     k, s = (n.bit_length() + 7) // 8, int.from_bytes(signature, "big")
     if len(signature) != k or s >= n:  # or s + n would be a second signature
         return b""
@@ -524,7 +524,7 @@ def read_object(source: str) -> Object:
     """The JSON object at `source`; OSError or ValueError."""
     try:
         return parse_object(read(source))
-    except MalformedToken as error:  # it is no token that was refused here
+    except MalformedToken as error:  # a key set was refused, not a token
         raise ValueError(str(error)) from None
 
 
@@ -533,7 +533,7 @@ def read(source: str) -> bytes:
     if source.startswith(("http://", "https://")):
         from urllib import request  # slow to import, and only for a command
 
-        # Named one by one, for what is absent: file:, ftp:, and redirects to wherever.
+        # Named one by one, so that file:, ftp: and redirects to anywhere are absent.
         opener = request.OpenerDirector()
         for handler in ("Proxy", "HTTP", "HTTPS", "HTTPDefaultError"):
             opener.add_handler(getattr(request, handler + "Handler")())

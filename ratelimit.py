@@ -14,12 +14,14 @@ Rules of this file:
   asking again never makes the wait longer.
 - Inside, times are whole nanoseconds: sums of them are exact, and so is the wait we tell.
 - A log holds no more times than the largest count, the table no more logs than `max_sources`. That
-  is all the memory there is; bench/ratelimit.py prints it. Nothing sweeps and no timer runs: each
-  newcomer looks at the source that was looked at least lately, and drops up to two that expired.
-- If the table is full and that source is live, the newcomer takes its place *and its times*. So
-  no flood of addresses, however large, is admitted more often than `max_sources` addresses would
-  be. The price, while it lasts: newcomers may be refused for a stranger's hits, and who was pushed
-  out comes back to a stranger's times, which may leave more slots than his own, or fewer.
+  is all the memory there is; bench/ratelimit.py prints it. No timer runs: the sources stand in a
+  queue, each newcomer looks at the first two, drops those that expired, and sends a live one to the
+  end.
+- If the table is full and the first source is live, the newcomer takes its place *and its times*.
+  So no flood of addresses, however large, is admitted more often than `max_sources` addresses would
+  be. The price, while the flood lasts: a newcomer may be refused for a stranger's hits. A source
+  that was pushed out comes back to a stranger's times, which leave it more slots than its own, or
+  fewer.
 
 It leaves out: storage (server.py primes it from the login log at start), sharing between processes,
 limits per account, HTTP beyond the text of three fields, and RFC 7239 `Forwarded`.
@@ -41,7 +43,7 @@ from typing import NamedTuple, Union
 
 MAX_COUNT = 10_000  # a source's log is then 80 kB at most: 8 octets a time
 MIN_PERIOD = 0.001  # seconds; shorter is less than the jitter of any network
-MAX_PERIOD = 366 * 86_400  # seconds; a leap year: what is longer is a ban, not a rate
+MAX_PERIOD = 366 * 86_400  # seconds; a leap year: a longer one is a ban, not a rate
 MAX_SOURCES = 65_536  # as OpenSSH's PerSourcePenalties; one IPv6 /48 has as many /64 networks
 MAX_HOPS = 16  # proxies in a row; real chains have one to three
 NANO = 1_000_000_000  # nanoseconds in a second
@@ -129,7 +131,7 @@ class Limiter:
         self._rules = [(n, rule.count, round(rule.period * NANO)) for n, rule in enumerate(rules)]
         self._most = max((count for _, count, _ in self._rules), default=0)
         self._longest = max((period for _, _, period in self._rules), default=0)
-        # the default clock is read in nanoseconds, without the way round by way of a float
+        # the default clock is read in nanoseconds, not by way of a float
         precise = time.monotonic_ns if clock is time.monotonic else None
         self._now: Callable[[], int] = precise or (lambda: round(clock() * NANO))
         self._max_sources = max_sources
@@ -173,7 +175,7 @@ class Limiter:
             slots = count - size + oldest
             if slots <= free:
                 # a slot opens when the oldest time in the window leaves it; in an empty window
-                # that is the time of this very hit
+                # the oldest is this hit's
                 leaves = (log[oldest] if oldest < size else now) + period
                 if slots < free or leaves > opens:
                     free, opens, tightest = slots, leaves, number
@@ -187,7 +189,7 @@ class Limiter:
         return _verdict(Verdict, (True, 0, free - 1, wait, tightest))
 
     def prime(self, source: str, ages: Iterable[float]) -> None:
-        """Count hits of an earlier life of this server, `ages` seconds ago (a future one: now)."""
+        """Count hits from before the start, `ages` seconds ago; one in the future counts as now."""
         with self._lock:
             now = self._now()
             spans = (round(max(age, 0.0) * NANO) for age in ages)
@@ -201,7 +203,7 @@ class Limiter:
     def _enter(self, source: str, now: int) -> array[int]:
         """Give a newcomer a log: an empty one, or in a full table that of the source next in turn.
 
-        Two may leave for one that comes: so the table shrinks when its sources fall silent.
+        Up to two expired sources leave for each newcomer, so the table of a quiet server shrinks.
         """
         logs, turns = self._logs, self._turns
         for _ in range(min(2, len(turns))):
@@ -209,7 +211,7 @@ class Limiter:
                 turns.rotate(-1)
                 break
             del logs[turns.popleft()]
-        # still full, then the very first look found a live source, which now stands last
+        # if the table is still full, the first look found a live source, which now stands last
         log = logs.pop(turns.pop()) if len(logs) >= self._max_sources else array("q")
         logs[source] = log
         turns.append(source)
@@ -239,7 +241,7 @@ def _policy(name: str, number: int) -> str:
 
 @lru_cache(maxsize=4_096)  # the clients of a busy minute
 def source(address: str) -> str:
-    """What an address is counted as: IPv4 itself, IPv6 its /64 (what one customer has at least)."""
+    """What an address is counted as: IPv4 as itself, IPv6 as its /64 (a customer has no less)."""
     if ":" not in address:
         return address
     parsed = _parse_address(address)
@@ -285,8 +287,9 @@ def is_trusted(address: str, trusted: Networks) -> bool:
 def client_address(peer: str, forwarded_for: str | None, trusted: Networks) -> str:
     """The nearest address in peer, X-Forwarded-For from right to left, that is no trusted proxy.
 
-    Only what a trusted proxy wrote is believed. What is no address ends the walk at the proxy that
-    passed it on. Several X-Forwarded-For fields are one list: join them with commas, in order.
+    Only what a trusted proxy wrote is believed. A text that is no address ends the walk at the
+    proxy that passed it on. Several X-Forwarded-For fields are one list: join them with commas, in
+    order.
     """
     client = peer
     hops = (forwarded_for or "").rsplit(",", MAX_HOPS)[-MAX_HOPS:]

@@ -1,10 +1,11 @@
--- The database of the server: three tables that other programs read with fixed columns, and what
--- belongs to them in tables of its own. Times are UTC text, 'YYYY-MM-DD HH:MM:SS.SSS', unless a
--- column says otherwise. Every statement
--- may be run again: a file of an older version (PRAGMA user_version) gets what it lacks.
+-- The database of the server. Other programs read keys, users and auth_logs with exactly these
+-- columns, so everything else stands in tables of its own. Times are UTC text,
+-- 'YYYY-MM-DD HH:MM:SS.SSS', unless a column says otherwise. This is version 2 (PRAGMA
+-- user_version); every statement may be run again, so an older file gets what it lacks.
 
--- One row per RSA key. Rows are never changed except to seal a key anew, or to end it early; rotation
--- adds a row and retention removes one. The key cannot be read, prolonged or exchanged without NOT_MY_KEY.
+-- One row per RSA key. Rotation adds a row, retention removes one. A row changes only when its key
+-- is sealed with another secret, or ended early. Without NOT_MY_KEY nobody can read, extend or swap a
+-- key.
 CREATE TABLE IF NOT EXISTS keys(
     kid INTEGER PRIMARY KEY AUTOINCREMENT,  -- number of the row; tokens name the RFC 7638 thumbprint
     key BLOB NOT NULL,                      -- the private JWK as compact JWE (dir, A256CBC-HS512)
@@ -40,9 +41,9 @@ CREATE TABLE IF NOT EXISTS account_claims(
 CREATE UNIQUE INDEX IF NOT EXISTS users_username_nocase ON users(username COLLATE NOCASE);
 CREATE UNIQUE INDEX IF NOT EXISTS users_email_nocase ON users(email COLLATE NOCASE);
 
--- One row per attempt at POST /auth that the limiter let through with well-formed credentials,
--- failed ones too. What an unknown user typed is never stored: it may be a password. There is no
--- index on user_id: each login would write one more page, far from all others (docs/decisions.md).
+-- The login log: one row per attempt at POST /auth that the limiter let through with well-formed
+-- credentials, failed ones too. The name that an unknown user typed is never stored: it may be a
+-- password. There is no index on user_id: each login would write one more page (docs/decisions.md).
 CREATE TABLE IF NOT EXISTS auth_logs(
     id INTEGER PRIMARY KEY AUTOINCREMENT,   -- grows with time: old rows are found by it
     request_ip TEXT NOT NULL,               -- the client's address
@@ -58,8 +59,8 @@ CREATE TABLE IF NOT EXISTS auth_outcomes(
     FOREIGN KEY(log_id) REFERENCES auth_logs(id) ON DELETE CASCADE
 );
 
--- At most one row: the settings of the life of a key that the server was last started with, in
--- seconds. With them admin.py decides as the server does, whatever flags that was given.
+-- At most one row: the settings for the life of a key that the server was last started with, in
+-- seconds. admin.py reads them, so it decides as the server does.
 CREATE TABLE IF NOT EXISTS key_policy(
     id INTEGER PRIMARY KEY CHECK (id = 1),
     token_ttl REAL NOT NULL,

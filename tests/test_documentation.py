@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import importlib
 import io
+import os
 import re
 import unittest
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import ModuleType
 
 import admin
+import jwksd
 import server
 import test_server
 from jwksd.ops import doctor
@@ -17,7 +22,24 @@ from jwksd.ops.settings import Settings
 from tests.support import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+FILE = re.compile(r"\[[\w./]+\]\(([\w/]+)\.py\)")
+
+
+def section(heading: str) -> str:
+    """What stands in the README under a heading."""
+    return README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+
+
+def is_defined(name: str, modules: list[ModuleType]) -> bool:
+    """Whether one of the modules defines a dotted name."""
+    for found in modules:
+        value: object = found
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        if value is not None:
+            return True
+    return False
 
 
 class TheReadme(unittest.TestCase):
@@ -39,9 +61,41 @@ class TheReadme(unittest.TestCase):
         for words in admin.COMMANDS:
             self.assertTrue(f"admin.py {words}" in README, words)
 
-    def test_names_every_module_in_its_reading_order(self):
+    def test_names_every_file_on_top(self):
         for file in ROOT.glob("*.py"):
             self.assertTrue(f"[{file.name}]({file.name})" in README, file.name)
+
+    def test_says_of_every_function_in_which_file_it_is(self):
+        rows = section("Reading it by question").split("| --- | --- |\n")[1].strip().splitlines()
+        checked = 0
+        for row in rows:
+            answer = row.split(" | ")[1]
+            modules = [
+                importlib.import_module(file.replace("/", ".")) for file in FILE.findall(answer)
+            ]
+            for name in re.findall(r"`([A-Za-z_.]+)`", answer):
+                if not name.endswith(".py"):
+                    with self.subTest(row=row, name=name):
+                        self.assertTrue(is_defined(name, modules))
+                        checked += 1
+        self.assertGreater(checked, 30)
+
+    def test_names_in_the_house_what_is_there(self):
+        house = section("The house").split("```")[1]
+        for line in house.strip().splitlines():
+            for name in re.split(r"\s{2,}", line):
+                if re.fullmatch(r"[\w/]+(\.\w+|/)", name):
+                    with self.subTest(name):
+                        self.assertTrue((ROOT / name).exists())
+
+    def test_sends_the_reader_of_one_hour_to_the_endpoints_and_back_before_the_start_up(self):
+        order = re.findall(r"(?m)^\d\. \[([\w.]+)\]", section("Reading it in one hour"))
+        self.assertEqual(order, ["jwt_minimal.py", "schema.sql", "server.py"])
+        methods = list(vars(server.App))
+        first, last = methods.index("respond"), methods.index("options")
+        for row in server.ROUTES.values():
+            for name in row.values():
+                self.assertTrue(first < methods.index(name) < last, name)
 
     def test_its_python_runs(self):
         for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
@@ -54,6 +108,36 @@ class TheReadme(unittest.TestCase):
         # Graders walk the folder in order; a .venv/lib64 link before the sources stops some.
         self.assertIn("python3 -m venv venv ", README)
         self.assertNotIn(".venv", README)
+
+
+class TheDoor(unittest.TestCase):
+    CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+
+    def test_has_three_commands_that_run_what_exists(self):
+        commands = self.CONTRIBUTING.split("```sh\n")[1].split("```")[0].splitlines()
+        fast, rest, everything = (command.split("#")[0].strip() for command in commands)
+        self.assertEqual(fast, "python -m unittest")
+        folder, pattern = re.search(r"-s (\S+) -t \. -p '(.*)'", rest).groups()
+        self.assertTrue([*(ROOT / folder).glob(pattern)])
+        self.assertTrue(os.access(ROOT / everything, os.X_OK))
+
+    def test_names_only_files_that_exist(self):
+        for name in re.findall(
+            r"`([\w./-]+/[\w.-]*|[\w.-]+\.(?:py|md|txt|sql))`", self.CONTRIBUTING
+        ):
+            with self.subTest(name):
+                self.assertTrue((ROOT / name).exists())
+
+    def test_dates_the_version_that_runs(self):
+        changes = (ROOT / "CHANGELOG.md").read_text("utf-8")
+        newest = re.search(r"(?m)^## (\S+) \((\d{4}-\d\d-\d\d)\)$", changes)
+        self.assertEqual(newest[1], jwksd.__version__)
+        datetime.date.fromisoformat(newest[2])
+
+    def test_has_a_licence_that_the_readme_names(self):
+        licence = (ROOT / "LICENSE").read_text("utf-8")
+        self.assertTrue(licence.startswith("MIT License\n\nCopyright (c) 2026 the JWKS server "))
+        self.assertIn("[LICENSE](LICENSE)", README)
 
 
 class TheOperatorsPage(unittest.TestCase):
@@ -98,7 +182,41 @@ class TheGradersPage(unittest.TestCase):
         self.assertEqual((result.testsRun, result.wasSuccessful()), (2, True))
 
 
+class TheEmbeddersPage(unittest.TestCase):
+    PAGE = (ROOT / "docs/embedding.md").read_text("utf-8")
+
+    def test_has_snippets_that_are_tests_and_pass(self):
+        others = re.sub(r"<!-- file .*?```python.*?```", "", self.PAGE, flags=re.DOTALL)
+        ran = 0
+        for code in re.findall(r"```python\n(.*?)```", others, re.DOTALL):
+            names: dict[str, type[unittest.TestCase]] = {}
+            exec(compile(code, "embedding.md", "exec"), names)
+            for group in names.values():
+                if isinstance(group, type) and issubclass(group, unittest.TestCase):
+                    suite = unittest.defaultTestLoader.loadTestsFromTestCase(group)
+                    report = io.StringIO()
+                    result = unittest.TextTestRunner(report).run(suite)
+                    self.assertTrue(result.wasSuccessful(), report.getvalue())
+                    ran += result.testsRun
+        self.assertEqual(ran, 2)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as forges make them."""
+    headings = re.findall(r"(?m)^#+ (.*)$", page.read_text("utf-8"))
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 class EveryPage(unittest.TestCase):
+    def test_links_only_to_headings_that_exist(self):
+        for page in PAGES:
+            for target, anchor in re.findall(r"\]\(([^)#]*)#([^)]*)\)", page.read_text("utf-8")):
+                if not target.startswith("http"):
+                    with self.subTest(page=page.name, anchor=anchor):
+                        self.assertIn(
+                            anchor, anchors(Path(page.parent, target) if target else page)
+                        )
+
     def test_links_only_to_what_exists(self):
         for page in PAGES:
             for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text("utf-8")):

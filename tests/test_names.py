@@ -71,7 +71,8 @@ class TakenNames(NamesTest):
     def test_are_decided_by_the_commit_where_two_come_at_once(self):
         rows = [self.accounts.new_account(name, None, "x" * 36) for name in ("Ünal", "ünal")]
         # Neither was there when the other was looked for.
-        first, second = Future(), Future()
+        first: Future = Future()
+        second: Future = Future()
         self.accounts.insert(rows[0], first, "made")
         self.accounts.insert(rows[1], second, "made")
         self.assertEqual(first.result(10), "made")

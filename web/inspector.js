@@ -32,7 +32,7 @@ const hex = (bytes) => Array.from(bytes, (b) => b.toString(16).padStart(2, "0"))
 const number = (bytes) => BigInt("0x0" + hex(bytes));
 const has = (object, name) => Object.hasOwn(object, name);
 
-// What is quoted may be hostile and long: escaped, so that nothing moves or hides, and cut.
+// A quoted text may be hostile and long: escape it, so that nothing moves or hides, and cut it.
 export const printable = (text) =>
   text.replace(/[^\P{C}\n]|[^\P{Z} ]/gu, (c) => `\\u{${c.codePointAt(0).toString(16)}}`);
 const quote = (value) => {
@@ -43,7 +43,7 @@ const quote = (value) => {
 export function base64url(text) {
   const right = /^[A-Za-z0-9_-]*$/.test(text) && text.length % 4 !== 1;
   const binary = right ? atob(text.replaceAll("-", "+").replaceAll("_", "/")) : "";
-  // atob ignores spare bits: but for this, a signed token had several spellings (RFC 4648 §3.5).
+  // atob ignores spare bits: without this, a signed token has several spellings (RFC 4648 §3.5).
   const again = btoa(binary).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
   if (again !== text) malformed("not base64url: padding, foreign characters or spare bits");
   return Uint8Array.from(binary, (c) => c.charCodeAt(0));
@@ -121,7 +121,7 @@ export function power(base, exponent, modulus) {
   return result;
 }
 
-// What the signer sealed, in hex, as long as n; nothing if the signature is out of range.
+// The block that was signed, in hex, as long as n; empty if the signature is out of range.
 function openSignature(signature, n, e) {
   const octets = Math.ceil(n.toString(16).length / 2);
   const s = number(signature);
@@ -360,7 +360,7 @@ function members(segment, words, now) {
   return element("table", "", ...rows);
 }
 
-// Octets in hex; the ones that are not what is needed are marked, long runs are cut in the middle.
+// Octets in hex; those that differ from the needed ones are marked, long runs cut in the middle.
 function octets(text, needed) {
   const line = element("span", "bytes");
   const pairs = text.match(/../g) ?? [];
@@ -427,7 +427,7 @@ function show() {
     : seen.failed ? `${seen.cause}. ${FIX[seen.kind]}`
       : "Signed with a key of this JWKS, and every claim holds.";
   const text = [word, cause, ...Object.values(parts).flat().map((part) => part.textContent)].join();
-  if (text === shown) return; // else the selection would be lost with every tick
+  if (text === shown) return; // or every tick would lose the selection
   shown = text;
   // Screen readers read it out: only when it changes.
   if (find("word").textContent !== word) find("word").textContent = word;
