@@ -33,7 +33,7 @@ import time
 from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any, Callable, NamedTuple, TextIO
 
-from jwksd.ops import doctor, secret, settings
+from jwksd.ops import doctor, secret, settings, startup
 from jwksd.store import accounts, claims, keystore, logins, names
 from jwksd.store.database import CannotOpen, Database, Unavailable
 from jwksd.store.sqlite import ReadOnly
@@ -447,7 +447,7 @@ def open_for(command: Command, path: str) -> Database:
         return ReadOnly(path)
     if command not in FOUNDERS and not os.path.exists(path):
         raise CannotOpen(f"there is no database {path}: name it with --db")
-    return settings.open_database(path)
+    return startup.open_database(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

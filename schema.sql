@@ -55,7 +55,7 @@ CREATE TABLE IF NOT EXISTS auth_logs(
 -- How an attempt ended: one row per row of auth_logs, which has no column to spare for it.
 CREATE TABLE IF NOT EXISTS auth_outcomes(
     log_id INTEGER PRIMARY KEY,             -- auth_logs.id
-    outcome TEXT NOT NULL,                  -- success, bad_password, unknown_user or no_key
+    outcome TEXT NOT NULL,                  -- success, bad_password, unknown_user, no_key or invalid_scope
     FOREIGN KEY(log_id) REFERENCES auth_logs(id) ON DELETE CASCADE
 );
 

@@ -42,6 +42,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Callable
+from urllib.parse import urlsplit
 
 # Our modules stand beside this file, also if it is reached through a link or by `python -I`. The
 # path is given back below: whoever imports this file finds their own modules, not ours.
@@ -57,9 +58,9 @@ except ModuleNotFoundError as missing:
 import jwt_minimal
 import ratelimit
 from jwksd import __version__, httpd
-from jwksd.api import answers, inputs, limits, pages
+from jwksd.api import answers, inputs, limits, oauth, pages
 from jwksd.httpd import Answer, Request, Response, json_response
-from jwksd.ops import ownership, process, secret, settings
+from jwksd.ops import process, secret, settings, startup
 from jwksd.ops.settings import ConfigurationError, Settings
 from jwksd.ops.upkeep import WRITING, Upkeep
 from jwksd.store import names
@@ -119,9 +120,11 @@ class App:
             name: limits.Limit(name, rules, config.limiter_sources, monotonic)
             for name, rules in (("auth", config.auth_limit), ("register", config.register_limit))
         }
+        self.base = urlsplit(issuer).path.rstrip("/")
         self.routes = {
-            path: {method: getattr(self, name) for method, name in methods.items()}
+            place: {method: getattr(self, name) for method, name in methods.items()}
             for path, methods in ROUTES.items()
+            for place in answers.places(path, self.base)
         }
         self._jwks: answers.PublishedKeys | None = None
         self._metadata = json_response(
@@ -187,14 +190,13 @@ class App:
 
     def log_in(self, request: Request) -> Future[Response]:
         """The same without the limit."""
-        given = inputs.name_and_password(request.headers, request.body)
-        name, password = names.checked_name(given[0]), names.checked_password(given[1])
+        asked = oauth.token_request(request.headers, request.body)
+        audience = oauth.narrowed_audience(asked.targets, self.settings.audience)
         expired = inputs.flag(request.query, "expired")
-        basic = inputs.uses_basic(request.headers)
         client = self.client(request)
-        user = self.accounts.remembered(name, password)
+        user = self.accounts.remembered(asked.name, asked.password)
         return self.workers.submit(
-            *(self.issue_token, client, name, password, user, expired, basic),
+            *(self.issue_token, client, asked, user, audience, expired),
             lane=FIRST_LOGIN if user is None else REMEMBERED_LOGIN,
             source=ratelimit.source(client),
         )
@@ -203,20 +205,19 @@ class App:
         self,
         answer: Future[Response],
         client: str,
-        name: str,
-        password: str,
+        asked: oauth.TokenRequest,
         user: accounts.User | None,
+        audience: tuple[str, ...],
         expired: bool,
-        basic: bool,
     ) -> None:
         """The slow rest of /auth, on a worker thread. Whatever comes of it is logged first.
 
         `user` is the account if its password is remembered; else it is authenticated here.
         """
         try:
-            user = user or self.accounts.authenticate(name, password)
+            user = user or self.accounts.authenticate(asked.name, asked.password)
         except accounts.InvalidCredentials as failure:
-            refused = self.refusal(answers.Unauthorized(basic))
+            refused = self.refusal(asked.wrong_credentials())
             self.log_attempt(client, failure.outcome, failure.user_id, answer, refused)
             return
         try:
@@ -224,10 +225,20 @@ class App:
         except keystore.NoSigningKey as failure:
             self.log_attempt(client, "no_key", user, answer, self.refusal(failure))
             return
+        try:
+            more, scope = oauth.narrowed_scope(asked.scope, claims_of_account(user.claims))
+        except oauth.GrantError as failure:
+            self.log_attempt(client, "invalid_scope", user, answer, self.refusal(failure))
+            return
         with self.accounts.about_to_record():
-            claims = self.claims(user.name, key, expired, claims_of_account(user.claims))
+            claims = self.claims(user.name, key, expired, audience, more)
             token = jwt_minimal.encode(claims, key.private_key, key.kid)
-            response = answers.token_response(token, claims, expired)
+            response = answers.token_response(
+                token,
+                0 if expired else claims["exp"] - int(self.clock()),
+                grant=asked.grant,
+                scope=scope if asked.grant and scope != asked.scope else None,
+            )
             self.log_attempt(client, "success", user, answer, response)
 
     def log_attempt(
@@ -253,6 +264,7 @@ class App:
         subject: str,
         key: keystore.Key,
         expired: bool = False,
+        audience: tuple[str, ...] = (),
         more: Mapping[str, Any] = MappingProxyType({}),
     ) -> dict[str, Any]:
         """What a token for `subject` says (RFC 7519 §4.1); it never outlives its key.
@@ -261,16 +273,17 @@ class App:
         """
         ttl = int(self.settings.token_ttl)
         now = key.exp - ttl if expired else int(self.clock())
+        since = now - int(self.settings.backdate)  # verifiers' clocks are behind
         claims: dict[str, Any] = {
             "iss": self.issuer,
             "sub": subject,
-            "iat": now,
-            "nbf": now,
+            "iat": since,
+            "nbf": since,
             "exp": min(now + ttl, key.exp),
             "jti": str(uuid.uuid4()),
         }
-        if self.settings.audience is not None:  # unasked it breaks clients that expect none
-            claims["aud"] = self.settings.audience
+        if audience:  # unasked it breaks clients that expect none
+            claims["aud"] = audience[0] if len(audience) == 1 else list(audience)
         return {**claims, **{name: more[name] for name in more.keys() - claims.keys()}}
 
     def jwks(self, request: Request) -> Answer:
@@ -288,7 +301,7 @@ class App:
 
     def inspector(self, request: Request) -> Answer:
         """GET / and what it loads: the page that takes a token apart in the browser."""
-        return answers.conditional(self._page.get(request.path), request.headers)
+        return answers.conditional(self._page.get(self.local(request)), request.headers)
 
     def healthz(self, request: Request) -> Answer:
         """GET /healthz: whether a token could be issued now."""
@@ -321,12 +334,18 @@ class App:
 
     def options(self, allowed: str, request: Request) -> Answer:
         """OPTIONS of any route: its methods, and what a page elsewhere may send."""
-        if request.path in SHARED:
+        path = self.local(request)
+        if path in SHARED:
             return pages.preflight(allowed, self.pages.shared_with(request.headers))
-        public = request.path.startswith("/.well-known/")
+        public = path.startswith("/.well-known/")
         return pages.preflight(allowed, pages.ANY_ORIGIN if public else ())
 
     # -- what the endpoints share
+
+    def local(self, request: Request) -> str:
+        """The path without that of the issuer."""
+        path = request.path
+        return path[len(self.base) :] if path.startswith(f"{self.base}/") else path
 
     def client(self, request: Request) -> str:
         """The client's address; behind a trusted proxy the one that the proxy names."""
@@ -343,7 +362,7 @@ class App:
     def share(self, request: Request, answer: Answer) -> Answer:
         """The answer, readable for the page of an allowed origin."""
         fields = self.pages.shared_with(request.headers)
-        if not fields or request.path not in SHARED or request.method == "OPTIONS":
+        if not fields or self.local(request) not in SHARED or request.method == "OPTIONS":
             return answer
         with_fields = functools.partial(answers.with_fields, fields)
         return (
@@ -434,7 +453,12 @@ class Service:
     """A running server: the socket, the App, and the thread that keeps the keys."""
 
     def __init__(
-        self, config: Settings, environ: MutableMapping[str, str], log: Callable[[str], None]
+        self,
+        config: Settings,
+        environ: MutableMapping[str, str],
+        log: Callable[[str], None],
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """Listen, open the database and its keys.
 
@@ -443,10 +467,12 @@ class Service:
         """
         # First the socket: if the port is taken, the database of whoever has it stays untouched.
         # Clients that come while the keys are made wait in the backlog.
-        self.listener = listen(config)
+        self.listener = startup.listen(config)
         self.workers, stats = httpd.Workers(WORKERS), httpd.Stats()
         try:
-            self.app = open_app(config, environ, self.listener.url, self.workers, stats, log)
+            self.app = open_app(
+                config, environ, self.listener.url, self.workers, stats, log, clock=clock
+            )
         except BaseException:
             self.listener.close()
             raise
@@ -509,24 +535,6 @@ class Service:
             self._reload_wanted = True
 
 
-def listen(config: Settings) -> httpd.Listener:
-    """The listening socket."""
-    tls = (config.tls_cert, config.tls_key) if config.tls_cert and config.tls_key else None
-    stranger = ownership.strangers(map(Path, tls or ()))
-    if stranger is not None:
-        raise ConfigurationError(stranger)
-    try:
-        return httpd.Listener(config.host, config.port, tls)
-    except ValueError as error:
-        raise ConfigurationError(f"--tls-cert, --tls-key: {error}") from error
-    except OSError as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigurationError(
-            f"cannot listen on {config.host} port {config.port}: {reason}; "
-            "choose another --host or --port"
-        ) from error
-
-
 def open_app(
     config: Settings,
     environ: MutableMapping[str, str],
@@ -543,11 +551,11 @@ def open_app(
         log(f"clients elsewhere cannot use the issuer {settings.default_issuer(url)}: set --issuer")
     secret.check_given_secrets(environ)
     try:
-        database = settings.open_database(config.db)
+        database = startup.open_database(config.db)
     except CannotOpen as error:
         raise ConfigurationError(str(error)) from error
     try:
-        settings.warn_of_readers(database.path, log)
+        startup.warn_of_readers(database.path, log)
         current, previous = secret.load_secret(database, environ, log)
         keys = keystore.KeyStore(
             database, current, config.policy, previous=previous, log=log, clock=clock
@@ -574,7 +582,7 @@ def open_app(
             clock=clock,
             monotonic=monotonic,
         )
-        prime_limit(app.limits["auth"], config, LoginLog(database, clock), log)
+        app.limits["auth"].count_earlier(LoginLog(database, clock), log)
         return app
     except (keystore.WrongSecret, Unavailable, MemoryError) as error:
         database.close()
@@ -584,21 +592,10 @@ def open_app(
         raise
 
 
-def prime_limit(
-    limit: limits.Limit, config: Settings, logins: LoginLog, log: Callable[[str], None]
-) -> None:
-    """Count the attempts of the last minutes that stand in the login log."""
-    longest = max((rule.period for rule in config.auth_limit), default=0.0)
-    try:
-        limit.prime(logins.recent(longest) if longest else ())
-    except Unavailable as trouble:  # a courtesy, not worth a start
-        log(f"the limiter starts empty: {trouble}")
-
-
 class Issuer:
     """A server running in this process, for tests and notebooks: `with server.running() as it:`."""
 
-    def __init__(self, values: Mapping[str, object]) -> None:
+    def __init__(self, values: Mapping[str, object], clock: Callable[[], float]) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="jwks-")
         defaults = {
             "port": 0,
@@ -607,7 +604,7 @@ class Issuer:
         }
         try:
             config = settings.make_settings({**defaults, **values})
-            self._service = Service(config, dict(os.environ), lambda line: None)
+            self._service = Service(config, dict(os.environ), lambda line: None, clock=clock)
         except BaseException:
             self._directory.cleanup()
             raise
@@ -625,7 +622,8 @@ class Issuer:
         A claim given as None is left out.
         """
         key = self._service.app.keys.signing_key()
-        merged = {**self._service.app.claims(sub, key), **claims}
+        app = self._service.app
+        merged = {**app.claims(sub, key, audience=app.settings.audience), **claims}
         kept = {name: value for name, value in merged.items() if value is not None}
         return jwt_minimal.encode(kept, key.private_key, key.kid)
 
@@ -642,15 +640,21 @@ class Issuer:
         self.stop()
 
 
-def running(**values: object) -> Issuer:
+def wall_clock() -> float:
+    """Seconds since 1970; looked up each time, so that a test may replace `time.time`."""
+    return time.time()
+
+
+def running(*, clock: Callable[[], float] = wall_clock, **values: Any) -> Issuer:
     """Start a real server on a free port with a temporary database.
 
     Takes the settings of the command line by name: `running(auth_limit="off", token_ttl="5s")`.
+    `clock` gives seconds since 1970: what tokens and keys are dated by.
 
     Raises:
         ConfigurationError: a setting is not acceptable.
     """
-    return Issuer(values)
+    return Issuer(values, clock)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -202,7 +202,7 @@ class LoggingIn(AppTest):
         self.assertEqual(document["expires_in"], 3600)
         claims = self.decode(document["token"], issuer="http://127.0.0.1:8080")
         self.assertEqual(claims["sub"], "alice")
-        self.assertEqual(claims["exp"] - claims["iat"], 3600)
+        self.assertEqual(claims["exp"] - claims["iat"], 3610)  # set back by ten seconds
         self.assertEqual(claims["nbf"], claims["iat"])
         self.assertEqual(uuid.UUID(claims["jti"]).version, 4)
         self.assertEqual(sorted(claims), ["exp", "iat", "iss", "jti", "nbf", "sub"])

@@ -181,7 +181,11 @@ FLAWS: tuple[tuple[str, set[str], Flaw], ...] = (
 
 class Grading(unittest.TestCase):
     def setUp(self):
-        settings = {"register_limit": "off", "trusted_proxy": "127.0.0.0/8", "argon2": CHEAPEST}
+        settings: dict = {
+            "register_limit": "off",
+            "trusted_proxy": "127.0.0.0/8",
+            "argon2": CHEAPEST,
+        }
         self.issuer = server.running(**settings, issuer="https://issuer.example")
         self.addCleanup(self.issuer.stop)
 

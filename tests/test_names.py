@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from unittest import mock
 
 import admin
-from jwksd.ops import settings
+from jwksd.ops import settings, startup
 from jwksd.store.accounts import Accounts, NameTaken, UnknownUser
 from jwksd.store.names import Malformed, checked_name, checked_new_name, checked_password, fold
 from tests.support import CHEAPEST, AppTest, TemporaryFolder
@@ -145,7 +145,7 @@ class ANameOfAnOlderVersion(TemporaryFolder):
             old.execute("PRAGMA user_version=1")
 
     def open(self):
-        database = settings.open_database(str(self.path))
+        database = startup.open_database(str(self.path))
         self.addCleanup(database.close)
         return Accounts(database, cost=COST)
 

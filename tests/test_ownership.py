@@ -12,7 +12,7 @@ from unittest import mock
 import admin
 import server
 from jwksd import httpd
-from jwksd.ops import ownership, settings
+from jwksd.ops import ownership, settings, startup
 from tests.support import Inline, TemporaryFolder
 
 STRANGER = 64_242  # a uid that nobody has
@@ -75,7 +75,7 @@ class Strangers(TemporaryFolder):
         key = self.of_a_stranger(self.folder / "key.pem")
         config = settings.make_settings({"tls_cert": str(key), "tls_key": str(key), "port": 0})
         with self.assertRaisesRegex(settings.ConfigurationError, "belongs to another user"):
-            server.listen(config)
+            startup.listen(config)
 
     def test_are_refused_by_every_command_and_named_by_the_doctor(self):
         self.of_a_stranger(self.path)

@@ -15,7 +15,7 @@ from typing import Any, Callable, NamedTuple
 
 import jwksd
 from jwksd import httpd
-from jwksd.api import inputs, limits
+from jwksd.api import inputs, limits, oauth
 from jwksd.api.pages import ANY_ORIGIN, CrossSite
 from jwksd.httpd import Response, json_response
 from jwksd.store import accounts, keystore, names
@@ -26,6 +26,7 @@ NO_STORE = (("Cache-Control", "no-store"),)  # RFC 6749 §5.1, for whatever hold
 # Public documents are read by pages anywhere, which may then ask with If-None-Match.
 PUBLIC = (*ANY_ORIGIN, ("Access-Control-Expose-Headers", "ETag"))
 RETRY_SOON = (("Retry-After", "1"),)  # s: a full queue empties and a lock is freed in that time
+BASIC_CHALLENGE = 'Basic realm="jwks", charset="UTF-8"'  # RFC 7617 §2
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # Prometheus text exposition format
 PAGE = {  # path -> file in web/, media type
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -68,47 +69,59 @@ class MethodNotAllowed(Exception):
     """The path exists, the method does not; the argument is the Allow field."""
 
 
-class Unauthorized(Exception):
-    """Unknown user or wrong password; the argument says whether the client used HTTP Basic."""
+def refusal(
+    status: int, word: str, description: str, headers: tuple[tuple[str, str], ...] = ()
+) -> Response:
+    """A failure as JSON. No cache keeps it, also where one would by default (RFC 9111 §4.2.2)."""
+    return httpd.error(status, word, description, (*headers, *NO_STORE))
 
 
 def refuse_unauthorized(failure: BaseException) -> Response:
     """401, the same for an unknown user and a wrong password (RFC 9110 §15.5.2)."""
     # Offered to whoever did not ask for it, Basic would make browsers open a dialog.
-    challenge = 'Basic realm="jwks", charset="UTF-8"' if failure.args[0] else 'Body realm="jwks"'
-    return httpd.error(
+    challenge = BASIC_CHALLENGE if failure.args[0] else 'Body realm="jwks"'
+    return refusal(
         401,
         "invalid_credentials",
         "Unknown user or wrong password.",
-        (("WWW-Authenticate", challenge), *NO_STORE),
+        (("WWW-Authenticate", challenge),),
     )
+
+
+def refuse_grant(failure: BaseException) -> Response:
+    """The errors of RFC 6749 §5.2: 400, or 401 to a client that authenticated with Basic."""
+    word = getattr(failure, "word", "invalid_request")
+    if not getattr(failure, "challenge", False):
+        return refusal(400, word, sentence(failure))
+    fields = (("WWW-Authenticate", BASIC_CHALLENGE),)
+    return refusal(401, word, sentence(failure), fields)
 
 
 def refuse_method(failure: BaseException) -> Response:
     """405 with the methods that exist (RFC 9110 §15.5.6)."""
     allowed = failure.args[0]
-    return httpd.error(405, "method_not_allowed", f"Use {allowed}.", (("Allow", allowed),))
+    return refusal(405, "method_not_allowed", f"Use {allowed}.", (("Allow", allowed),))
 
 
 def refuse_malformed(failure: BaseException) -> Response:
     """400; the sentence is one of ours and repeats nothing of the input."""
-    return httpd.error(400, "invalid_request", sentence(failure))
+    return refusal(400, "invalid_request", sentence(failure))
 
 
 def refuse_media_type(failure: BaseException) -> Response:
     """415 with what is read instead (RFC 9110 §15.5.16)."""
     accepted = (("Accept-Post", f"{inputs.JSON}, {inputs.FORM}"),)
-    return httpd.error(415, "unsupported_media_type", sentence(failure), accepted)
+    return refusal(415, "unsupported_media_type", sentence(failure), accepted)
 
 
 def refuse_overloaded(failure: BaseException) -> Response:
     """503, and when there will be room (RFC 9110 §10.2.3)."""
     seconds = failure.retry_after if isinstance(failure, httpd.Overloaded) else 1
-    return httpd.error(
+    return refusal(
         503,
         "overloaded",
         f"The server is busy; try again in {seconds} s.",
-        (("Retry-After", str(seconds)), *NO_STORE),
+        (("Retry-After", str(seconds)),),
     )
 
 
@@ -122,7 +135,7 @@ def constant(
     status: int, word: str, description: str, headers: tuple[tuple[str, str], ...] = ()
 ) -> Callable[[BaseException], Response]:
     """A refusal that is always the same, made once."""
-    response = httpd.error(status, word, description, headers)
+    response = refusal(status, word, description, headers)
     return lambda failure: response
 
 
@@ -134,14 +147,12 @@ FAILURES: dict[type[BaseException], Callable[[BaseException], Response]] = {
         "forbidden",
         "Only from addresses named in --metrics-from, in a URL with an address, localhost or the "
         "name of the issuer.",
-        NO_STORE,
     ),
     CrossSite: constant(
         403,
         "cross_site",
         "A page of another site sent this request: its origin is not that of --issuer, nor one of "
         "--allow-origin.",
-        NO_STORE,
     ),
     NotReady: constant(503, "not_ready", "No token can be issued now.", RETRY_SOON),
     RegistrationClosed: constant(
@@ -154,22 +165,32 @@ FAILURES: dict[type[BaseException], Callable[[BaseException], Response]] = {
     accounts.NameTaken: constant(409, "already_registered", "The name or e-mail address is taken."),
     httpd.Overloaded: refuse_overloaded,
     accounts.Busy: constant(503, "busy", "There is no memory to hash with; try again.", RETRY_SOON),
-    Unauthorized: refuse_unauthorized,
-    keystore.NoSigningKey: constant(404, "no_key", "No usable key exists.", NO_STORE),
+    oauth.Unauthorized: refuse_unauthorized,
+    oauth.GrantError: refuse_grant,
+    keystore.NoSigningKey: constant(404, "no_key", "No usable key exists."),
     Unavailable: constant(
         503, "database_unavailable", "The database cannot be used now; try again.", RETRY_SOON
     ),
 }
-UNEXPECTED = httpd.error(503, "internal_error", "Something failed here; try again.", RETRY_SOON)
+UNEXPECTED = refusal(503, "internal_error", "Something failed here; try again.", RETRY_SOON)
 
 
 # -- tokens, keys, metadata
 
 
-def token_response(token: str, claims: Mapping[str, Any], expired: bool) -> Response:
-    """The answer of /auth (RFC 6749 §5.1 names the members)."""
-    expires_in = 0 if expired else claims["exp"] - claims["iat"]
-    document = {"token": token, "token_type": "Bearer", "expires_in": expires_in}
+def token_response(
+    token: str, expires_in: int, *, grant: str | None = None, scope: str | None = None
+) -> Response:
+    """The answer of /auth; for a grant with what RFC 6749 §5.1 asks for besides."""
+    document: dict[str, object] = {
+        "token": token,
+        "token_type": "Bearer",
+        "expires_in": expires_in,
+    }
+    if grant is not None:
+        document = {"access_token": token, **document}
+    if scope is not None:
+        document["scope"] = scope
     return json_response(200, document, NO_STORE)
 
 
@@ -252,6 +273,17 @@ def etag_matches(field: str, etag: str) -> bool:
     )
 
 
+def places(path: str, base: str) -> list[str]:
+    """Where a route is served for an issuer whose URL has the path `base`.
+
+    Besides below that path, its metadata stands where RFC 8414 §3.1 looks: the path comes last.
+    """
+    if not base:
+        return [path]
+    well_known = path.startswith("/.well-known/") and path != "/.well-known/jwks.json"
+    return [path, base + path, *([path + base] if well_known else [])]
+
+
 def server_metadata(issuer: str) -> dict[str, object]:
     """RFC 8414 §2, with what OpenID Connect Discovery §3 requires besides."""
     base = issuer.rstrip("/")
@@ -259,9 +291,15 @@ def server_metadata(issuer: str) -> dict[str, object]:
         "issuer": issuer,
         "jwks_uri": f"{base}/.well-known/jwks.json",
         "token_endpoint": f"{base}/auth",
-        "token_endpoint_auth_methods_supported": ["none"],
-        "grant_types_supported": ["password"],
-        "response_types_supported": ["token"],
+        "token_endpoint_auth_methods_supported": [
+            "none",
+            "client_secret_basic",
+            "client_secret_post",
+        ],
+        "grant_types_supported": [*oauth.GRANTS],
+        # RFC 8414 §2 and every discovery client ask for the member; there is no authorization
+        # endpoint that could answer one.
+        "response_types_supported": [],
         "subject_types_supported": ["public"],
         "id_token_signing_alg_values_supported": ["RS256"],
     }

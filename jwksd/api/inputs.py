@@ -3,7 +3,7 @@
     fields(headers, body)   {"username": "alice", ...}      RFC 8259, or the WHATWG form encoding
     text(fields, name)      one member that must be text
     basic(headers)          ("alice", "secret") or None     RFC 7617
-    name_and_password(headers, body)                        whichever of the two was used
+    name_and_password(headers, members)                     whichever of the two was used
 
 Rules of this file:
 - One reading of every input, or a refusal: duplicate members, NaN, other encodings than UTF-8 and
@@ -20,7 +20,7 @@ import base64
 import binascii
 import json
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 # Counted in the text, brackets inside strings too: a password of 17 braces has to come as a form.
@@ -38,8 +38,16 @@ class UnsupportedMediaType(ValueError):
     """The body is of a type or in a coding that is not read here."""
 
 
-def fields(headers: Mapping[str, str], body: bytes) -> dict[str, object]:
+class Repeated(list[object]):
+    """The values of a field that a form holds more than once."""
+
+
+def fields(
+    headers: Mapping[str, str], body: bytes, several: Sequence[str] = ()
+) -> dict[str, object]:
     """The members of the JSON object, or the fields of the form, in the body; {} if it is empty.
+
+    A form may repeat the fields `several`: their value is then a `Repeated`.
 
     Raises:
         Malformed: the body is not what its type says, or can be read in two ways.
@@ -56,7 +64,7 @@ def fields(headers: Mapping[str, str], body: bytes) -> dict[str, object]:
         raise Malformed("the body must be UTF-8") from error
     # `curl -d '{...}'` calls everything a form; no form of ours begins with a brace.
     if media_type == FORM and not content.lstrip(" \t\r\n").startswith("{"):
-        return _form(content)
+        return _form(content, several)
     if media_type in (JSON, FORM, ""):
         return _json_object(content)
     raise UnsupportedMediaType(f"send {JSON} or {FORM}")
@@ -104,14 +112,13 @@ def uses_basic(headers: Mapping[str, str]) -> bool:
     return headers.get("authorization", "")[:6].lower() == "basic "
 
 
-def name_and_password(headers: Mapping[str, str], body: bytes) -> tuple[str, str]:
+def name_and_password(headers: Mapping[str, str], members: Mapping[str, object]) -> tuple[str, str]:
     """The credentials in the body, in HTTP Basic, or in both if they are the same.
 
     Raises:
         Malformed: they are missing, not text, or two different ones.
-        UnsupportedMediaType: see `fields`.
     """
-    members, given = fields(headers, body), basic(headers)
+    given = basic(headers)
     if given is not None and not {"username", "password"} & members.keys():
         return given
     found = text(members, "username"), text(members, "password")
@@ -141,7 +148,7 @@ def _media_type(content_type: str) -> str:
     return media_type.lower()
 
 
-def _form(content: str) -> dict[str, object]:
+def _form(content: str, several: Sequence[str]) -> dict[str, object]:
     try:
         pairs = urllib.parse.parse_qsl(
             content,
@@ -152,7 +159,12 @@ def _form(content: str) -> dict[str, object]:
         )
     except ValueError as error:  # UnicodeDecodeError among them
         raise Malformed("the body is not a form in UTF-8") from error
-    return _unique(list(pairs))
+    once: list[tuple[str, object]] = [pair for pair in pairs if pair[0] not in several]
+    for name in several:
+        values = Repeated(value for key, value in pairs if key == name)
+        if values:
+            once.append((name, values[0] if len(values) == 1 else values))
+    return _unique(once)
 
 
 def _json_object(content: str) -> dict[str, object]:

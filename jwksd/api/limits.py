@@ -12,6 +12,8 @@ from typing import Callable
 import ratelimit
 from jwksd import httpd
 from jwksd.httpd import Response
+from jwksd.store.database import Unavailable
+from jwksd.store.logins import LoginLog
 
 # So many times the count for an IPv6 /56 and /48: some households behind one, a company behind the
 # other. A /48 then enters at most 16 times COUNT sources in a period, of 65,536 places.
@@ -38,6 +40,7 @@ class Limit:
             for factor in WIDER
         ]
         self.refused = 0
+        self._rules = rules
         self._name = name
         self._policy = ratelimit.policy_header(rules, name)
         # As many as there are waits within a minute or two, by rule.
@@ -70,6 +73,14 @@ class Limit:
         )
         advice = f"Too many requests; try again in {verdict.retry_after} s."
         return httpd.error(429, "too_many_requests", advice, headers)
+
+    def count_earlier(self, logins: LoginLog, log: Callable[[str], None]) -> None:
+        """Count the attempts of the longest period that stand in the login log."""
+        longest = max((rule.period for rule in self._rules), default=0.0)
+        try:
+            self.prime(logins.recent(longest) if longest else ())
+        except Unavailable as trouble:  # a courtesy, not worth a start
+            log(f"the limiter starts empty: {trouble}")
 
     def prime(self, attempts: Iterable[tuple[str, list[float]]]) -> None:
         """Count what came before the start: addresses, and how many seconds ago each attempt was.

@@ -32,7 +32,7 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
-from jwksd.ops import ownership, settings
+from jwksd.ops import ownership, settings, startup
 from jwksd.ops import secret as secret_file
 from jwksd.store import accounts, keystore
 from jwksd.store.database import CannotOpen, Unavailable
@@ -91,7 +91,7 @@ def examine(place: Place) -> Iterator[Finding]:
     """
     yield from carry_out(OUTSIDE, place)
     try:
-        place.database.require_ours(settings.require_ours)
+        place.database.require_ours(startup.require_ours)
         version, missing = place.database.schema()
     except (CannotOpen, Unavailable) as error:
         yield Finding("database", PROBLEM, str(error))

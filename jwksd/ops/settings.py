@@ -13,21 +13,15 @@ Left out: reading configuration files. Two places to look are enough.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Callable, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 import ratelimit
 from jwksd import __version__
-from jwksd.ops import ownership
 from jwksd.store import accounts, keystore
-from jwksd.store.database import CannotOpen, Connection, Unavailable
-from jwksd.store.sqlite import SQLite
 
 
 class ConfigurationError(Exception):
@@ -50,7 +44,27 @@ def filled(text: str) -> str:
     """Text that is not blank: a variable set to nothing is not the same as one left out."""
     if not text.strip():
         raise ValueError("is blank: write a value, or leave it out")
+    return without_controls(text)
+
+
+def without_controls(text: str) -> str:
+    """Text in one line: a line end at the end of a variable comes from a file, and is not meant."""
+    if not text.isprintable():
+        raise ValueError("holds a line end or another control character: write it in one line")
     return text
+
+
+def audiences(text: str) -> tuple[str, ...]:
+    """Values of `aud` (RFC 7519 §4.1.3), separated by commas or spaces."""
+    return tuple(dict.fromkeys(filter(None, re.split(r"[, ]+", filled(text)))))
+
+
+def backdating(text: str) -> float:
+    """Whole seconds, an hour at most; 0s for none."""
+    seconds = duration(text)
+    if seconds != int(seconds) or seconds > 3600:
+        raise ValueError("write a duration of whole seconds, 1h at most")
+    return seconds
 
 
 def duration(text: str) -> float:
@@ -111,9 +125,16 @@ def origins(text: str) -> tuple[str, ...]:
 
 def issuer_url(text: str) -> str:
     """An http(s) URL without query or fragment (RFC 8414 §2), kept to the letter."""
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.netloc or set(text) & set("?# "):
-        raise ValueError("write a URL such as https://issuer.example")
+    wrong = ValueError("write a URL such as https://issuer.example")
+    try:
+        parts = urlsplit(without_controls(text))
+        host, port = parts.hostname or "", parts.port
+    except ValueError as error:  # a port of 99999, a broken address
+        raise wrong from error
+    if parts.scheme not in ("http", "https") or not host or port == 0 or not text.isascii():
+        raise wrong
+    if "@" in parts.netloc or parts.netloc.endswith(":") or set(text) & set('?# \\"<>'):
+        raise wrong
     return text
 
 
@@ -166,8 +187,13 @@ class Settings:
         "open", one_of("open", "closed"), "open|closed", "whether POST /register is for anybody"
     )
     issuer: str | None = setting(None, issuer_url, "URL", "`iss` of the tokens; default our URL")
-    audience: str | None = setting(None, filled, "TEXT", "`aud` of the tokens; default none")
+    audience: tuple[str, ...] = setting(
+        (), audiences, "TEXT ...", "`aud` of the tokens; default none"
+    )
     token_ttl: float = setting("1h", whole_seconds, "DURATION", "how long a token is valid")
+    backdate: float = setting(
+        "10s", backdating, "DURATION", "`iat` and `nbf` lie so far back: clocks differ"
+    )
     key_lifetime: float = setting("30d", whole_seconds, "DURATION", "how long a key exists")
     key_lead: float = setting("24h", duration, "DURATION", "a key is published, then signs")
     key_skew: float = setting("5m", duration, "DURATION", "how far clients' clocks may be off")
@@ -253,7 +279,7 @@ def add_settings(parser: argparse.ArgumentParser, names: tuple[str, ...] = ()) -
             continue
         details = row.metadata
         several = details["placeholder"].endswith("...")
-        default = "" if details["default"] in (None, "") else f" (default {details['default']})"
+        default = "" if details["default"] in (None, "", ()) else f" (default {details['default']})"
         parser.add_argument(
             "--" + row.name.replace("_", "-"),
             metavar=details["placeholder"].replace(" ...", ""),
@@ -273,58 +299,3 @@ def configure(arguments: Mapping[str, object], environ: Mapping[str, str]) -> Se
     }
     values.update(arguments)
     return make_settings(values)
-
-
-# -- the file
-
-
-def require_ours(connection: Connection) -> None:
-    """Refuse a file of another program that we cannot go on with, before anything is written to it.
-
-    Raises:
-        CannotOpen: the sentence says what stands in it.
-    """
-    keystore.require_ours(connection)
-    accounts.require_no_twins(connection)
-
-
-def open_database(path: str) -> SQLite:
-    """The database, if it is ours: by its owner and by what stands in it.
-
-    Raises:
-        CannotOpen: it is not, or cannot be used; the sentence says why and what to do.
-    """
-    require_own_files(path)
-    database = SQLite(path, accept=require_ours)
-    try:
-        require_own_files(path)  # somebody may have made one of them just before we did
-        accounts.enter_names(database)
-    except Unavailable as trouble:
-        database.close()
-        raise CannotOpen(str(trouble)) from trouble
-    except CannotOpen:
-        database.close()
-        raise
-    return database
-
-
-def require_own_files(path: str) -> None:
-    """Refuse a database that belongs to somebody else.
-
-    Raises:
-        CannotOpen: it does.
-    """
-    stranger = ownership.strangers(ownership.database_files(path))
-    if stranger is not None:
-        raise CannotOpen(stranger)
-
-
-def warn_of_readers(path: Path, log: Callable[[str], None]) -> None:
-    """Say so if others may read the file: we make it for ourselves, but leave one as we find it."""
-    if os.name != "posix":
-        return
-    with contextlib.suppress(OSError):
-        files = [Path(f"{path}{end}") for end in ("", "-wal", "-shm")]
-        loose = [str(file) for file in files if file.exists() and file.stat().st_mode & 0o077]
-        if loose:
-            log(f"the database can be read by others: chmod 600 {' '.join(loose)}")

@@ -32,7 +32,7 @@ CLOCKS_APART = 86_400  # seconds; a row that is dated further ahead was dated by
 LOG_PAGE = 1_000  # rows that an operator's command reads at a time: the log may have millions
 DISOWN_PAUSE = 0.01  # seconds between two commits of a page: as long as they take, so others write
 
-OUTCOMES = ("success", "bad_password", "unknown_user", "no_key")
+OUTCOMES = ("success", "bad_password", "unknown_user", "no_key", "invalid_scope")
 OF_USER = "user_id = (SELECT id FROM users WHERE username = ?)"
 DISOWN = "UPDATE auth_logs SET user_id = NULL"
 # The log has no index on time and may be millions long: its newest rows are read. Each is judged by

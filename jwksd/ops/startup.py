@@ -1,0 +1,91 @@
+"""What a start opens, and what it refuses: the socket, the database, the limiter's memory.
+
+Rules of this file:
+- The socket comes first: if the port is taken, the database of that server stays untouched.
+- Nothing is written to a file that turns out not to be ours.
+- What is only a courtesy (counting the attempts of the last minute) never stops a start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Callable
+
+from jwksd import httpd
+from jwksd.ops import ownership
+from jwksd.ops.settings import ConfigurationError, Settings
+from jwksd.store import accounts, keystore
+from jwksd.store.database import CannotOpen, Connection, Unavailable
+from jwksd.store.sqlite import SQLite
+
+
+def listen(config: Settings) -> httpd.Listener:
+    """The listening socket."""
+    tls = (config.tls_cert, config.tls_key) if config.tls_cert and config.tls_key else None
+    stranger = ownership.strangers(map(Path, tls or ()))
+    if stranger is not None:
+        raise ConfigurationError(stranger)
+    try:
+        return httpd.Listener(config.host, config.port, tls)
+    except ValueError as error:
+        raise ConfigurationError(f"--tls-cert, --tls-key: {error}") from error
+    except OSError as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigurationError(
+            f"cannot listen on {config.host} port {config.port}: {reason}; "
+            "choose another --host or --port"
+        ) from error
+
+
+def require_ours(connection: Connection) -> None:
+    """Refuse a file of another program that we cannot go on with, before anything is written to it.
+
+    Raises:
+        CannotOpen: the sentence says what stands in it.
+    """
+    keystore.require_ours(connection)
+    accounts.require_no_twins(connection)
+
+
+def open_database(path: str) -> SQLite:
+    """The database, if it is ours: by its owner and by what stands in it.
+
+    Raises:
+        CannotOpen: it is not, or cannot be used; the sentence says why and what to do.
+    """
+    require_own_files(path)
+    database = SQLite(path, accept=require_ours)
+    try:
+        require_own_files(path)  # somebody may have made one of them just before we did
+        accounts.enter_names(database)
+    except Unavailable as trouble:
+        database.close()
+        raise CannotOpen(str(trouble)) from trouble
+    except CannotOpen:
+        database.close()
+        raise
+    return database
+
+
+def require_own_files(path: str) -> None:
+    """Refuse a database that belongs to somebody else.
+
+    Raises:
+        CannotOpen: it does.
+    """
+    stranger = ownership.strangers(ownership.database_files(path))
+    if stranger is not None:
+        raise CannotOpen(stranger)
+
+
+def warn_of_readers(path: Path, log: Callable[[str], None]) -> None:
+    """Say so if others may read the file: we make it for ourselves, but leave one as we find it."""
+    if os.name != "posix":
+        return
+    with contextlib.suppress(OSError):
+        files = [Path(f"{path}{end}") for end in ("", "-wal", "-shm")]
+        loose = [str(file) for file in files if file.exists() and file.stat().st_mode & 0o077]
+        if loose:
+            log(f"the database can be read by others: chmod 600 {' '.join(loose)}")
