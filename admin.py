@@ -33,7 +33,7 @@ import time
 from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any, Callable, NamedTuple, TextIO
 
-from jwksd.ops import doctor, secret, settings, startup
+from jwksd.ops import doctor, process, secret, settings, startup
 from jwksd.store import accounts, claims, keystore, logins, names
 from jwksd.store.database import CannotOpen, Database, Unavailable
 from jwksd.store.sqlite import ReadOnly
@@ -427,14 +427,18 @@ def code_point(char: str) -> str:
 def shown_time(seconds: object) -> str:
     """A time of the table for people; what is none, or past the year 9999, as it stands there."""
     try:
-        return logins.utc_text(float(str(seconds)))[:19]
-    except (ValueError, OverflowError, OSError):
+        number = float(str(seconds))
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= logins.LAST_SECOND:
         return f"{seconds!r:.30}"
+    return logins.utc_text(number)[:19]
 
 
 def tell(line: str) -> None:
-    """A sentence for the operator, beside the output."""
-    print(line, file=sys.stderr)
+    """A sentence for the operator, beside the output. What it quotes may be another program's."""
+    if sys.stderr is not None:
+        print(escaped(line), file=sys.stderr)
 
 
 def open_for(command: Command, path: str) -> Database:
@@ -494,5 +498,14 @@ def discard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def run() -> int:
+    """The command as a process: with files for its user alone, and no secret in a core dump."""
+    process.occupy_standard_streams()
+    process.keep_secrets()
+    if sys.stdout is None:  # closed: what would be printed is lost, and nothing else
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    return main()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

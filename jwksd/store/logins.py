@@ -32,6 +32,8 @@ CLOCKS_APART = 86_400  # seconds; a row that is dated further ahead was dated by
 LOG_PAGE = 1_000  # rows that an operator's command reads at a time: the log may have millions
 DISOWN_PAUSE = 0.01  # seconds between two commits of a page: as long as they take, so others write
 
+LAST_SECOND = 253_402_300_799.0  # 9999-12-31 23:59:59, the last that a date has four digits for
+
 OUTCOMES = ("success", "bad_password", "unknown_user", "no_key", "invalid_scope")
 OF_USER = "user_id = (SELECT id FROM users WHERE username = ?)"
 DISOWN = "UPDATE auth_logs SET user_id = NULL"
@@ -100,8 +102,10 @@ class Wanted(NamedTuple):
 
 
 def utc_text(seconds: float) -> str:
-    """A wall-clock time as the database holds it: `YYYY-MM-DD HH:MM:SS.mmm`, UTC."""
-    moment = datetime.fromtimestamp(max(0.0, seconds), timezone.utc)
+    """A wall-clock time as the database holds it: `YYYY-MM-DD HH:MM:SS.mmm`, UTC; before 1970 and
+    after 9999 the nearest that can be written.
+    """
+    moment = datetime.fromtimestamp(min(max(0.0, seconds), LAST_SECOND), timezone.utc)
     return moment.isoformat(" ", "milliseconds")[:23]  # without the offset
 
 
