@@ -6,8 +6,6 @@ import contextlib
 import os
 import sqlite3
 import stat
-import subprocess
-import sys
 import threading
 import time
 import unittest
@@ -17,7 +15,7 @@ from unittest import mock
 from jwksd.store import database, sqlite
 from jwksd.store.database import CannotOpen, Unavailable
 from jwksd.store.sqlite import ReadOnly, SQLite
-from tests.support import ROOT, TemporaryFolder
+from tests.support import TemporaryFolder
 
 
 def append(db, write_rows, row, result):
@@ -427,39 +425,6 @@ class Writing(TemporaryFolder):
         db.close()
         with self.assertRaises(Unavailable):
             db.write(insert("a"))
-
-    def test_while_another_thread_reads_ends_its_reading_and_not_the_process(self):
-        program = """
-import sys, threading
-from jwksd.store.database import Unavailable
-from jwksd.store.sqlite import SQLite
-
-NUMBERS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 5000)"
-
-def read(database, begun, ends):
-    try:
-        while True:
-            begun.set()
-            database.read(NUMBERS + " SELECT x FROM n")
-    except Unavailable as ended:
-        ends.append(str(ended))
-
-for _ in range(30):
-    database, begun, ends = SQLite(sys.argv[1]), threading.Event(), []
-    threads = [threading.Thread(target=read, args=(database, begun, ends)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    begun.wait()
-    database.close()
-    for thread in threads:
-        thread.join()
-    assert ends == ["the database is closed"] * 4, ends
-"""
-        run = subprocess.run(
-            [sys.executable, "-c", program, str(self.path)],
-            cwd=ROOT, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
-        self.assertEqual(run.returncode, 0, run.stderr)
 
 
 class Reading(TemporaryFolder):
