@@ -15,7 +15,9 @@ import jwksd.httpd
 from jwksd.httpd import Handler, Listener, Request, Response, Server, Workers
 
 WORKERS = ("queue_limit", "queue_seconds")  # what Workers may be told
-PATIENCE = 60.0  # seconds for what should happen at once: a machine may be busy, a test may not care
+PATIENCE = (
+    60.0  # seconds for what should happen at once: a machine may be busy, a test may not care
+)
 WORKED = Response(200, (), b"worked")
 ANSWER = Response(200, [("Content-Type", "text/plain")], b"hello")
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"

@@ -358,10 +358,8 @@ class Busy(LiveTest):
         gate = self.server.hold()
         with self.server.connect() as client:
             client.send(post("/later", b""))
-            self.assertTrue(wait_until(lambda: self.server.seen))
-            readings = self.server.readings
+            self.assertTrue(self.server.held.wait(PATIENCE))
             client.connection.shutdown(socket.SHUT_WR)
-            self.assertTrue(wait_until(lambda: self.server.readings > readings))
             gate.set()
             self.assertEqual(statuses(client.rest()), [200])
 

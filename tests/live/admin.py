@@ -12,6 +12,8 @@ from tests.test_admin import ENVIRON, AdminTest, KeysTest
 
 
 class TheLog(AdminTest):
+    shares_database = True
+
     def test_ends_quietly_when_its_reader_has_read_enough(self):
         reader, writer = os.pipe()
         os.close(reader)
@@ -24,6 +26,8 @@ class TheLog(AdminTest):
 
 
 class ALostAnswer(KeysTest):
+    shares_database = True
+
     def lost(self, target, *words):
         """Exit code and standard error of the real command, whose output cannot be written."""
         with open(target, "w") as output:
