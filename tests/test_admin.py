@@ -238,7 +238,9 @@ class WhatAnotherProgramWrote(AdminTest):
             self.assertEqual((code, out, err.count("\n")), (1, "", 1))
 
 
-class TheLog(AdminTest):
+class LogTest(AdminTest):
+    """A database with five attempts."""
+
     ROWS = (  # address, outcome, user, minutes ago
         ("192.0.2.1", "success", "alice", 180),
         ("192.0.2.1", "bad_password", "alice", 50),
@@ -275,6 +277,8 @@ class TheLog(AdminTest):
             (a, outcome, user or "-") for a, outcome, user, _ in map(self.ROWS.__getitem__, places)
         ]
 
+
+class TheLog(LogTest):
     def test_shows_every_attempt_oldest_first(self):
         self.assertEqual(self.log(), self.expected(0, 1, 2, 3, 4))
 

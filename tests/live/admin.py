@@ -8,10 +8,10 @@ import sys
 import unittest
 
 from tests.support import ROOT
-from tests.test_admin import ENVIRON, AdminTest, KeysTest
+from tests.test_admin import ENVIRON, KeysTest, LogTest
 
 
-class TheLog(AdminTest):
+class TheLog(LogTest):
     shares_database = True
 
     def test_ends_quietly_when_its_reader_has_read_enough(self):

@@ -11,8 +11,9 @@ import time
 import unittest
 
 from tests.httpd_live import ANSWER, GET, LAST, Client, statuses, wait_until
+from tests.support import ROOT
 
-FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+FOLDER = str(ROOT)
 PROGRAM = """
 import os, resource, sys, time
 from tests.httpd_live import LiveServer
