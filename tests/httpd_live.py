@@ -8,12 +8,16 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from math import inf
 from typing import Any
 
 import jwksd.httpd
 from jwksd.httpd import Handler, Listener, Request, Response, Server, Workers
 
 WORKERS = ("queue_limit", "queue_seconds")  # what Workers may be told
+PATIENCE = (
+    60.0  # seconds for what should happen at once: a machine may be busy, a test may not care
+)
 WORKED = Response(200, (), b"worked")
 ANSWER = Response(200, [("Content-Type", "text/plain")], b"hello")
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -22,6 +26,11 @@ LAST = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
 class Routes(Handler):
     """Answers by path: /echo the body, /later from a worker, /medium and /big a lot."""
+
+    def ready(self) -> None:
+        super().ready()
+        server: Any = self.server
+        server.readings += 1
 
     def route(self, request: Request) -> jwksd.httpd.Answer:
         server: Any = self.server
@@ -50,12 +59,19 @@ def settle(future: Future[Any], function: Callable[..., Any], *arguments: Any) -
 
 
 class LiveServer(Server):
-    """A server on a free port, in a thread; its lines and its requests are kept."""
+    """A server on a free port, in a thread; its lines and its requests are kept.
+
+    Its deadlines are those of the product. Where one is tested, the `clock` is one that the test
+    sets (tests.support.Clock), by `pass_time`.
+    """
 
     def __init__(self, **settings: Any) -> None:
         self.lines: list[str] = []
         self.seen: list[Request] = []
         self.turns = 0
+        self.turned_at = -inf  # the time of the last turn that is over
+        self.held = threading.Event()
+        self.readings = 0  # times that a connection was looked at
         self.most_unread = 0  # octets that a parser held while it gave a request
         self.work: Callable[[Request], jwksd.httpd.Answer] = lambda request: WORKED
         self.listener = Listener(
@@ -63,7 +79,8 @@ class LiveServer(Server):
         )
         self.url = self.listener.url
         room = {name: settings.pop(name) for name in WORKERS if name in settings}
-        self.workers = Workers(settings.pop("workers", 64), **room)
+        self.clock: Any = settings.get("clock", time.monotonic)
+        self.workers = Workers(settings.pop("workers", 64), clock=self.clock, **room)
         settings.setdefault("log", self.lines.append)
         settings.setdefault("app", self.workers)
         super().__init__(self.listener, settings.pop("handler", Routes), **settings)
@@ -75,30 +92,38 @@ class LiveServer(Server):
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-        self.thread.join(15)
+        self.thread.join(PATIENCE)
         assert not self.thread.is_alive(), "the server did not stop"
         self.workers.stop(0)
 
     def _turn(self) -> None:
         self.turns += 1
         super()._turn()
+        self.turned_at = self.now
+
+    def pass_time(self, seconds: float) -> None:
+        """Let the test's clock advance, and the loop take a turn at the new time."""
+        self.clock.advance(seconds)
+        self._wake()
+        assert wait_until(lambda: self.turned_at >= self.clock.now), "the loop stands still"
 
     def hold(self) -> threading.Event:
-        """Let every worker wait until this event is set."""
+        """Let every worker wait until this event is set; `held` says that one does."""
         gate = threading.Event()
 
         def work(request: Request) -> Response:
-            gate.wait(10)
+            self.held.set()
+            gate.wait(PATIENCE)
             return ANSWER
 
         self.work = work
         return gate
 
     def take(self, seconds: float) -> None:
-        """Let every answer from a worker take so long."""
+        """Let every answer from a worker take so long, by the test's clock."""
 
         def work(request: Request) -> Response:
-            time.sleep(seconds)
+            self.clock.advance(seconds)
             return ANSWER
 
         self.work = work
@@ -134,7 +159,7 @@ class LiveServer(Server):
 class Client:
     """A client that says exactly what the test says."""
 
-    def __init__(self, connection: socket.socket, timeout: float = 5.0) -> None:
+    def __init__(self, connection: socket.socket, timeout: float = PATIENCE) -> None:
         self.connection = connection
         connection.settimeout(timeout)
         self.buffer = b""
@@ -207,7 +232,7 @@ def statuses(octets: bytes) -> list[int]:
     return found
 
 
-def wait_until(condition: Any, timeout: float = 5.0) -> bool:
+def wait_until(condition: Any, timeout: float = PATIENCE) -> bool:
     """Whether a condition comes true in time."""
     end = time.monotonic() + timeout
     while not condition():

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 import server
 from jwksd.httpd import Answer, Request, Response, Stats
 from jwksd.ops import settings
-from jwksd.store import keystore
+from jwksd.store import keystore, sealing
 from jwksd.store.sqlite import SQLite
 
 CHEAPEST = "t=1,m=8,p=1"  # Argon2id's least: the tests are not about its strength
@@ -59,15 +59,25 @@ class Inline:
 def answered(app: server.App, request: Request, answer: Answer) -> Response:
     """What comes of an answer in the end; as the loop waits for it."""
     while isinstance(answer, Future):
-        failure = answer.exception(30)
+        failure = answer.exception(60)
         answer = answer.result() if failure is None else app.recover(request, failure)
     return answer
 
 
 class TemporaryFolder(unittest.TestCase):
-    """A test with a folder of its own."""
+    """A test with a folder of its own.
+
+    Content keys are derived at Argon2id's least cost, but where another process, which knows
+    nothing of that, opens the same database: there `shares_database` is set.
+    """
+
+    shares_database = False
 
     def setUp(self) -> None:
+        if not self.shares_database:
+            cheap = mock.patch.multiple(sealing, DERIVATION_TIME=1, DERIVATION_KIB=8)
+            cheap.start()
+            self.addCleanup(cheap.stop)
         self.folder = Path(tempfile.mkdtemp(prefix="jwks-test-"))
         self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
         self.path = self.folder / "keys.db"

@@ -58,7 +58,7 @@ class AccountsTest(TemporaryFolder):
         """Log an attempt and wait until it is on disk."""
         future: Future = Future()
         self.accounts.record(address, outcome, user, future, None)
-        future.result(10)
+        future.result(60)
 
     def store_hash(self, stored):
         sql = "UPDATE users SET password_hash = ?"
@@ -320,7 +320,7 @@ class Operating(AccountsTest):
                 now = logins.utc_text(self.clock())
                 last_login = now if number % 3 else None
                 expected.append((f"10.0.0.{number}", now, outcome, number, last_login))
-            self.assertEqual([future.result(10) for future in recorded], [*range(1, 301)])
+            self.assertEqual([future.result(60) for future in recorded], [*range(1, 301)])
         rows = self.database.read(
             "SELECT request_ip, request_timestamp, outcome, user_id, last_login FROM auth_logs "
             "JOIN auth_outcomes ON log_id = auth_logs.id JOIN users ON users.id = user_id "

@@ -9,8 +9,6 @@ import math
 import os
 import sqlite3
 import stat
-import subprocess
-import sys
 import threading
 import time
 import unittest
@@ -26,7 +24,7 @@ from jwksd.ops import settings
 from jwksd.store.accounts import Accounts, HashCost, InvalidCredentials, write_attempts
 from jwksd.store.logins import Attempt, LoginLog, utc_text
 from jwt_minimal import public_jwk
-from tests.support import ROOT, Inline, TemporaryFolder, some_key
+from tests.support import Inline, TemporaryFolder, some_key
 
 ENVIRON = {"NOT_MY_KEY": "a secret of the tests", "JWKS_ARGON2": "t=1,m=8,p=1"}
 
@@ -240,7 +238,9 @@ class WhatAnotherProgramWrote(AdminTest):
             self.assertEqual((code, out, err.count("\n")), (1, "", 1))
 
 
-class TheLog(AdminTest):
+class LogTest(AdminTest):
+    """A database with five attempts."""
+
     ROWS = (  # address, outcome, user, minutes ago
         ("192.0.2.1", "success", "alice", 180),
         ("192.0.2.1", "bad_password", "alice", 50),
@@ -277,6 +277,8 @@ class TheLog(AdminTest):
             (a, outcome, user or "-") for a, outcome, user, _ in map(self.ROWS.__getitem__, places)
         ]
 
+
+class TheLog(LogTest):
     def test_shows_every_attempt_oldest_first(self):
         self.assertEqual(self.log(), self.expected(0, 1, 2, 3, 4))
 
@@ -388,16 +390,6 @@ class TheLog(AdminTest):
         with mock.patch.object(LoginLog, "rows", rows):
             self.assertEqual(self.follow(add, add, words=("--user", "nobody")), [])
         self.assertEqual(looked, [0, len(self.ROWS), len(self.ROWS) + 1])
-
-    def test_ends_quietly_when_its_reader_has_read_enough(self):
-        reader, writer = os.pipe()
-        os.close(reader)
-        with open(writer, "w") as output:
-            process = subprocess.run(
-                [sys.executable, "admin.py", "--db", str(self.path), "log"],
-                cwd=ROOT, stdout=output, stderr=subprocess.PIPE, timeout=30,
-            )  # fmt: skip
-        self.assertEqual((process.returncode, process.stderr), (0, b""))
 
     def test_refuses_filters_that_cannot_be_meant(self):
         for words in (("--outcome", "maybe"), ("--address", "home"), ("--since", "yesterday"),
@@ -542,41 +534,8 @@ class Keys(KeysTest):
         self.assertEqual(self.listed()[2:], expected)
 
 
-class ALostAnswer(KeysTest):
-    def lost(self, target, *words):
-        """Exit code and standard error of the real command, whose output cannot be written."""
-        with open(target, "w") as output:
-            process = subprocess.run(
-                [sys.executable, str(ROOT / "admin.py"), "--db", str(self.path), *words],
-                cwd=self.folder, stdout=output, stderr=subprocess.PIPE, timeout=30, text=True,
-                env={**os.environ, **ENVIRON},
-            )  # fmt: skip
-        self.assertEqual(process.stderr.count("could not be written"), 1, process.stderr)
-        return process.returncode, process.stderr
-
-    @unittest.skipUnless(os.path.exists("/dev/full"), "a disk that is always full")
-    def test_on_a_full_disk_says_what_was_done_and_how_to_go_on(self):
-        for words, advice in (
-            (("users", "add", "carl"), "users reset gives it another"),
-            (("users", "reset", "carl"), "run the command again"),
-            (("users", "list"), "run the command again"),
-            (("keys", "rotate"), "keys list names it"),
-        ):
-            with self.subTest(words=words):
-                code, err = self.lost("/dev/full", *words)
-                self.assertEqual(code, 1)
-                self.assertIn(advice, err)
-        self.assertEqual(self.admin("users", "reset", "carl")[0], 0)
-        self.assertEqual(self.states(), ["expired", "signing"])
-
-    def test_that_nobody_reads_is_an_error_where_it_cannot_be_asked_again(self):
-        reader, writer = os.pipe()
-        os.close(reader)
-        code, err = self.lost(writer, "users", "add", "carl")
-        self.assertEqual(code, 1)
-        self.assertIn("users reset", err)
-
-    def test_is_not_what_a_password_that_cannot_be_read_is_called(self):
+class APasswordThatCannotBeRead(KeysTest):
+    def test_is_not_called_a_lost_answer(self):
         unreadable = mock.Mock()
         unreadable.read.side_effect = OSError("no such device")
         garbled = io.TextIOWrapper(io.BytesIO(b"pass\xff"), encoding="utf-8")

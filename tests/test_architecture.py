@@ -6,6 +6,7 @@ import ast
 import re
 import sys
 import unittest
+from functools import cache
 from pathlib import Path
 
 from tests.support import ROOT
@@ -57,6 +58,7 @@ def files_that(pattern: str) -> set[str]:
     return {name for name, source in SOURCES.items() if re.search(pattern, code(source))}
 
 
+@cache
 def code(source: str) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):

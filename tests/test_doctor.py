@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
 import sqlite3
-import subprocess
-import sys
 import time
 import unittest
 from unittest import mock
@@ -19,7 +16,6 @@ from jwksd.store.logins import Attempt, utc_text
 from jwksd.store.sqlite import SQLite
 from tests.support import ROOT
 from tests.test_admin import ENVIRON, KeysTest
-from tests.test_process import SECRET, ProcessTest
 
 DAY = 86_400
 Report = dict[str, tuple[str, str]]  # check -> state, finding
@@ -436,36 +432,6 @@ class ASymbolicLink(DoctorTest):
             report = parsed(self.admin("doctor", environ=ENVIRON)[1])
         self.assertIn("has the database open", report["wal"][1])
         self.assertIn("1 of 1 hashes", report["users"][1])
-
-
-class ARealServer(ProcessTest):
-    def doctor(self) -> tuple[int, Report]:
-        process = subprocess.run(
-            [sys.executable, str(ROOT / "admin.py"), "--db", str(self.path), "doctor"],
-            env={**os.environ, "NOT_MY_KEY": SECRET, "JWKS_ARGON2": ENVIRON["JWKS_ARGON2"]},
-            capture_output=True, text=True, timeout=30,
-        )  # fmt: skip
-        self.assertNotIn("Traceback", process.stderr)
-        return process.returncode, parsed(process.stdout)
-
-    def test_is_found_sound_while_it_runs_after_a_kill_and_after_a_stop(self):
-        server = self.serve()
-        self.assertEqual(server.ask("POST", "/register", {"username": "alice"})[0], 201)
-        for end in (None, signal.SIGKILL):
-            if end:
-                server.end(end)
-            before = {path: path.read_bytes() for path in self.folder.glob("keys.db*")}
-            names = sorted(os.listdir(self.folder))
-            code, report = self.doctor()
-            self.assertEqual(code, 0, report)
-            self.assertEqual(report["users"][1], "1")
-            self.assertEqual(sorted(os.listdir(self.folder)), names)
-            for path, content in before.items():
-                if path.suffix != ".db-shm":
-                    self.assertEqual(path.read_bytes(), content)
-        self.serve().end()
-        self.assertEqual(self.doctor()[0], 0)
-        self.assertEqual(os.listdir(self.folder), ["keys.db"])
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from tests.httpd_live import (
     ANSWER,
     GET,
     LAST,
+    PATIENCE,
     Client,
     LiveServer,
     Routes,
@@ -40,10 +41,9 @@ from tests.httpd_live import (
     statuses,
     wait_until,
 )
+from tests.support import Clock
 
-QUICK = Limits(
-    idle=0.2, head_time=0.2, body_time=0.2, send_time=0.3, linger=0.2, stop=2.0, idle_full=0.05
-)
+LIMITS = Limits()
 
 
 def post(path: str, body: bytes, fields: str = "") -> bytes:
@@ -57,9 +57,19 @@ class LiveTest(unittest.TestCase):
     settings: ClassVar[dict[str, object]] = {}
 
     def setUp(self) -> None:
-        self.server = LiveServer(**self.settings)
+        self.server = LiveServer(**self.settings, **self.more_settings())
         self.server.__enter__()
         self.addCleanup(self.server.__exit__)
+
+    def more_settings(self) -> dict[str, object]:
+        return {}
+
+
+class TimedTest(LiveTest):
+    """Its server's time passes only when the test says so."""
+
+    def more_settings(self) -> dict[str, object]:
+        return {"clock": Clock(1000.0)}
 
 
 class Responses(unittest.TestCase):
@@ -215,18 +225,20 @@ class Pipelining(LiveTest):
             client.send(b"".join(post(path, b"e") for path in ("/medium", "/later", "/echo")))
             self.assertTrue(wait_until(lambda: len(self.server.seen) == 2))
             gate.set()
-            time.sleep(0.1)
+            self.assertTrue(wait_until(lambda: self.server.workers.queued == 0))
             bodies = [client.answer().body for _ in range(3)]
         self.assertEqual(bodies, [b"x" * 60_000, b"hello", b"e"])
 
 
-class Deadlines(LiveTest):
-    settings: ClassVar[dict[str, object]] = {"limits": QUICK}
-
+class Deadlines(TimedTest):
     def test_end_an_idle_connection_silently(self) -> None:
         with self.server.connect() as client:
             client.send(GET)
             client.answer()
+            self.server.pass_time(LIMITS.idle - 2)
+            client.send(GET)
+            client.answer()  # still there
+            self.server.pass_time(LIMITS.idle + 2)
             self.assertTrue(client.is_closed())
 
     def test_end_a_head_that_drips(self) -> None:
@@ -237,37 +249,44 @@ class Deadlines(LiveTest):
 
     def claim_late(self, *parts: bytes) -> None:
         """However steadily the octets come, there is an end, and it is said."""
+        start = self.server.clock.now
         with self.server.connect() as client:
             *first, slow = parts
-            client.send(b"".join(first))
-            client.connection.settimeout(0.05)
-            start = time.monotonic()
-            for octet in slow:
-                client.send(bytes([octet]))
-                try:
-                    client._more()
+            for part in [*first, *(bytes([octet]) for octet in slow)]:
+                readings = self.server.readings
+                client.send(part)
+                self.assertTrue(
+                    wait_until(lambda readings=readings: self.server.readings > readings)
+                )
+                self.server.pass_time(1.0)
+                if self.server.stats.timeouts:
                     break
-                except socket.timeout:
-                    self.assertLess(time.monotonic() - start, 3)
-            client.connection.settimeout(5)
             self.assertEqual(statuses(client.rest()), [408])
+        passed = self.server.clock.now - start
+        self.assertTrue(LIMITS.head_time <= passed <= LIMITS.head_time + 2, passed)
 
     def test_end_a_client_that_never_reads(self) -> None:
-        with self.server.connect() as client:
+        with self.server.connect_narrowly() as client:
             client.send(GET.replace(b"/ ", b"/big ") * 20)
-            self.assertTrue(wait_until(lambda: self.server.stats.connections_accepted == 1))
+            self.assertTrue(wait_until(lambda: self.server.seen))
+            self.server.pass_time(LIMITS.send_time - 2)
+            self.assertEqual(self.server.stats.connections_open, 1)
+            self.server.pass_time(4)
             self.assertTrue(wait_until(lambda: self.server.stats.connections_open == 0))
 
     def test_end_a_refused_client_that_never_closes(self) -> None:
         with self.server.connect() as client:
             client.send(b"GET /\r\n")
             self.assertEqual(client.answer().status, 400)
+            self.server.pass_time(LIMITS.linger + 1)
             self.assertTrue(wait_until(lambda: self.server.stats.connections_open == 0))
 
     def test_that_end_a_connection_end_it_for_its_worker_too(self) -> None:
         gate = self.server.hold()
         with self.server.connect_narrowly() as client:
             client.send(post("/medium", b"") + post("/later", b""))
+            self.assertTrue(wait_until(lambda: len(self.server.seen) == 2))
+            self.server.pass_time(LIMITS.send_time + 1)
             self.assertTrue(wait_until(lambda: self.server.stats.timeouts == 1))
             gate.set()
             self.assertEqual(statuses(self.server.ask(LAST)), [200])
@@ -276,9 +295,12 @@ class Deadlines(LiveTest):
         self.assertEqual([line for line in self.server.lines if "error" in line], [])
 
     def test_do_not_end_what_the_server_itself_takes_long_for(self) -> None:
-        self.server.take(0.8)
+        gate = self.server.hold()
         with self.server.connect() as client:
             client.send(post("/later", b""))
+            self.assertTrue(self.server.held.wait(PATIENCE))
+            self.server.pass_time(10 * max(LIMITS.idle, LIMITS.send_time))
+            gate.set()
             self.assertEqual(client.answer().status, 200)
 
 
@@ -333,10 +355,12 @@ class Busy(LiveTest):
         self.assertEqual(statuses(self.server.ask(LAST)), [200])
 
     def test_answer_a_client_that_only_stopped_sending(self) -> None:
-        self.server.take(0.1)
+        gate = self.server.hold()
         with self.server.connect() as client:
             client.send(post("/later", b""))
+            self.assertTrue(self.server.held.wait(PATIENCE))
             client.connection.shutdown(socket.SHUT_WR)
+            gate.set()
             self.assertEqual(statuses(client.rest()), [200])
 
     def test_without_memory_ask_to_come_again(self) -> None:
@@ -361,15 +385,17 @@ class Busy(LiveTest):
         self.assertFalse([line for line in self.server.lines if "secret" in line])
 
 
-class ASlowQueue(LiveTest):
-    settings: ClassVar[dict[str, object]] = {"workers": 1, "queue_seconds": 0.1}
+class ASlowQueue(TimedTest):
+    settings: ClassVar[dict[str, object]] = {"workers": 1, "queue_seconds": 2.0}
 
     def test_is_left_with_503_by_whoever_has_waited_for_too_long(self) -> None:
         gate = self.server.hold()
         with self.server.connect() as first, self.server.connect() as second:
             first.send(post("/later", b""))
+            self.assertTrue(self.server.held.wait(PATIENCE))
             second.send(post("/later", b""))
-            time.sleep(0.3)
+            self.assertTrue(wait_until(lambda: self.server.workers.queued == 1))
+            self.server.pass_time(3.0)
             gate.set()
             self.assertEqual(first.answer().status, 200)
             refused = second.answer()
@@ -387,37 +413,40 @@ class Pool(unittest.TestCase):
 
     def test_finishes_what_it_has_begun(self) -> None:
         pool, gate = self.pool(2), threading.Event()
-        begun = [pool.submit(settle, gate.wait, 10) for _ in range(2)]
-        threading.Timer(0.05, gate.set).start()
-        pool.stop(10)
+        begun = [pool.submit(settle, gate.wait, PATIENCE) for _ in range(2)]
+        stopping = threading.Thread(target=pool.stop, args=(PATIENCE,))
+        stopping.start()
+        self.assertFalse(any(future.done() for future in begun))
+        gate.set()
+        stopping.join(PATIENCE)
         self.assertEqual([future.result(0) for future in begun], [True, True])
 
     def test_refuses_what_has_no_room(self) -> None:
         pool, gate = self.pool(1, queue_limit=1), threading.Event()
-        accepted = [pool.submit(settle, gate.wait, 10) for _ in range(2)]
-        self.assertRaises(Overloaded, pool.submit, settle, gate.wait, 10)
+        accepted = [pool.submit(settle, gate.wait, PATIENCE) for _ in range(2)]
+        self.assertRaises(Overloaded, pool.submit, settle, gate.wait, PATIENCE)
         gate.set()
-        self.assertEqual([future.result(10) for future in accepted], [True, True])
+        self.assertEqual([future.result(PATIENCE) for future in accepted], [True, True])
         self.assertEqual((pool.refused, pool.queued), (1, 0))
 
     def test_does_not_run_what_has_waited_for_too_long(self) -> None:
-        pool, gate = self.pool(1, 3, queue_seconds=0.0), threading.Event()
+        pool, gate = self.pool(1, 3, queue_seconds=-1.0), threading.Event()  # late from the start
         late = [pool.submit(settle, gate.set) for _ in range(3)]
         for future in late:
-            self.assertIsInstance(future.exception(10), Overloaded)
+            self.assertIsInstance(future.exception(PATIENCE), Overloaded)
         self.assertFalse(gate.is_set())
         self.assertEqual(pool.refused, 3)
 
     def test_hands_over_what_comes_later_still(self) -> None:
         pool, commit = self.pool(1, queue_limit=1), Future[str]()
         answer, other = pool.submit(settle, lambda: commit), pool.submit(settle, str, 7)
-        self.assertEqual(other.result(10), "7")  # the thread does not wait for the commit
+        self.assertEqual(other.result(PATIENCE), "7")  # the thread does not wait for the commit
         self.assertFalse(answer.done())
         commit.set_result("written")
-        self.assertEqual(answer.result(10), "written")
+        self.assertEqual(answer.result(PATIENCE), "written")
 
     def test_gives_what_the_function_raises(self) -> None:
-        self.assertIsInstance(self.pool(1).submit(settle, int, "x").exception(10), ValueError)
+        self.assertIsInstance(self.pool(1).submit(settle, int, "x").exception(PATIENCE), ValueError)
 
     @unittest.skipUnless(sys.platform == "linux", "only Linux ranks threads one by one")
     def test_steps_back_behind_the_loop(self) -> None:
@@ -425,14 +454,14 @@ class Pool(unittest.TestCase):
             return os.getpriority(os.PRIO_PROCESS, 0)
 
         own = rank()
-        behind = self.pool(1).submit(settle, rank).result(10)
+        behind = self.pool(1).submit(settle, rank).result(PATIENCE)
         self.assertEqual(behind, min(19, own + workers.STEP_BACK))
         self.assertEqual(rank(), own)
 
     def test_makes_no_more_threads_than_are_needed(self) -> None:
         pool, before = self.pool(8), threading.active_count()
         for _ in range(5):
-            pool.submit(settle, str).result(10)
+            pool.submit(settle, str).result(PATIENCE)
         self.assertEqual(threading.active_count() - before, 1)
 
 
@@ -446,10 +475,13 @@ class Waiting(LiveTest):
             client.send(octets)
             if then is not None:
                 then(client)
-            time.sleep(0.1)
-            turns = self.server.turns
-            time.sleep(0.2)
-            self.assertLess(self.server.turns - turns, 10)
+            self.assertTrue(wait_until(self.sleeps))
+
+    def sleeps(self) -> bool:
+        """Whether the loop hardly turns for a while; one that spins turns thousands of times."""
+        turns = self.server.turns
+        time.sleep(0.1)
+        return self.server.turns - turns < 10
 
     def test_for_a_request(self) -> None:
         self.claim_sleep(GET)
@@ -577,7 +609,7 @@ class Turns(unittest.TestCase):
         def leave(request: Request) -> Response:
             """While the loop stands still, its next turn gets an answer and the client's end."""
             gate.set()
-            finished.wait(5)
+            finished.wait(PATIENCE)
             leaving.connection.setsockopt(
                 socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
             )

@@ -10,7 +10,8 @@ from unittest import mock
 
 from jwksd.httpd.sockets import TURNED_AWAY
 from tests.httpd_live import GET, LAST, Client, LiveServer, statuses, wait_until
-from tests.test_httpd_loop import QUICK, post
+from tests.support import Clock
+from tests.test_httpd_loop import LIMITS, post
 
 
 class Room(unittest.TestCase):
@@ -34,11 +35,13 @@ class Room(unittest.TestCase):
             self.assertEqual(dict(server._per_client), {})
 
     def test_is_made_by_those_who_rest(self) -> None:
-        with LiveServer(max_connections=2, limits=QUICK._replace(idle=60.0)) as server:
+        with LiveServer(max_connections=2, clock=Clock(1000.0)) as server:
             resting = [server.connect() for _ in range(2)]
             for client in resting:
                 client.send(GET)
                 client.answer()
+            self.assertEqual(server.stats.connections_open, 2)
+            server.pass_time(LIMITS.idle_full + 1)
             self.assertTrue(wait_until(lambda: server.stats.connections_open < 2))
             self.assertEqual(statuses(server.ask(LAST)), [200])
             self.assertGreaterEqual(server.stats.connections_accepted, 3)
@@ -97,14 +100,14 @@ class TurningAway(unittest.TestCase):
         self.assertEqual(resets, [])  # some systems would have dropped the answer
 
     def test_ends_after_a_while(self) -> None:
-        self.claim_end(0.05)
+        self.claim_end(lambda server: server.pass_time(LIMITS.linger + 1))
 
     def test_ends_with_the_server(self) -> None:
-        self.claim_end(60.0, LiveServer.stop)
+        self.claim_end(LiveServer.stop)
 
-    def claim_end(self, linger: float, then: Callable[[LiveServer], object] = id) -> None:
-        limits = QUICK._replace(head_time=60.0, linger=linger)
-        with LiveServer(max_connections=1, limits=limits) as server, server.connect() as holder:
+    def claim_end(self, then: Callable[[LiveServer], object]) -> None:
+        clock = Clock(1000.0)
+        with LiveServer(max_connections=1, clock=clock) as server, server.connect() as holder:
             holder.send(GET[:-2])
             with server.connect() as refused:
                 self.assertEqual(statuses(refused.rest()), [503])

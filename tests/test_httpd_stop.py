@@ -7,8 +7,9 @@ import threading
 import unittest
 
 from jwksd.httpd import Request, Response
-from tests.httpd_live import ANSWER, GET, LiveServer, statuses, wait_until
-from tests.test_httpd_loop import QUICK, Blocking, post
+from tests.httpd_live import ANSWER, GET, PATIENCE, LiveServer, statuses, wait_until
+from tests.support import Clock
+from tests.test_httpd_loop import LIMITS, Blocking, post
 
 MANY = 150  # more than are accepted in a row
 
@@ -40,13 +41,15 @@ class Stopping(unittest.TestCase):
                 client.connection.close()
 
     def test_does_not_wait_for_ever(self) -> None:
-        with LiveServer(limits=QUICK._replace(stop=0.3)) as server:
+        with LiveServer(clock=Clock(1000.0)) as server:
             gate = server.hold()
             self.addCleanup(gate.set)
             with server.connect() as client:
                 client.send(post("/later", b""))
                 self.assertTrue(wait_until(lambda: server.seen))
                 server.stop()
+                self.assertTrue(wait_until(lambda: server.stopping))
+                server.pass_time(LIMITS.stop + 1)
                 answer = client.answer()
                 self.assertEqual((answer.status, answer.headers["retry-after"]), (503, "1"))
                 self.assertIn(b"stopped", answer.body)
@@ -77,7 +80,7 @@ class Stopping(unittest.TestCase):
 
         def work(request: Request) -> Response:
             begun.set()
-            gate.wait(10)
+            gate.wait(PATIENCE)
             return ANSWER
 
         with LiveServer(handler=Blocking) as server, contextlib.ExitStack() as stack:
@@ -87,7 +90,7 @@ class Stopping(unittest.TestCase):
                 client.send(GET)
                 client.answer()
             clients[0].send(GET.replace(b"/ ", b"/work "))
-            self.assertTrue(begun.wait(5))
+            self.assertTrue(begun.wait(PATIENCE))
             for client in clients[1:]:
                 client.send(GET)
             server.stop()

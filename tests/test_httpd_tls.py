@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 
 from jwksd.httpd import Limits
 from tests.httpd_live import GET, LAST, Client, LiveServer, statuses, wait_until
-from tests.test_httpd_loop import QUICK
+from tests.support import Clock
 
 
 def make_certificate(folder: str, name: str) -> tuple[str, str]:
@@ -57,7 +57,7 @@ class TLS(unittest.TestCase):
         self.addCleanup(folder.cleanup)
         self.folder = folder.name
         self.files = make_certificate(self.folder, "first")
-        self.server = LiveServer(tls=self.files, limits=QUICK._replace(idle=10.0, send_time=5.0))
+        self.server = LiveServer(tls=self.files, clock=Clock(1000.0))
         self.server.__enter__()
         self.addCleanup(self.server.__exit__)
 
@@ -94,8 +94,7 @@ class TLS(unittest.TestCase):
     def test_shakes_hands_with_a_slow_reader(self) -> None:
         with open(self.files[0], "r+b") as file:
             file.write(file.read() * 60)  # a chain that is longer than what can be on its way
-        patient = LiveServer(tls=self.files)  # the other gives a handshake a fifth of a second
-        with patient as server:
+        with LiveServer(tls=self.files) as server:  # with the longer chain
             client = self.handshake(plain=server.connect_narrowly().connection)
             with client:
                 client.send(GET)
@@ -148,7 +147,10 @@ class TLS(unittest.TestCase):
     def test_on_its_port_gives_up_on_silence_and_on_half_a_handshake(self) -> None:
         with self.server.connect() as client:
             client.send(b"\x16\x03\x01\x02\x00")
-            self.assertTrue(wait_until(lambda: self.server.stats.connections_open == 1))
+            self.assertTrue(wait_until(lambda: self.server.readings))
+            self.server.pass_time(Limits().head_time - 2)
+            self.assertEqual(self.server.stats.connections_open, 1)
+            self.server.pass_time(4)
             self.assertTrue(client.is_closed())
 
     def test_survives_nonsense(self) -> None:
@@ -160,13 +162,11 @@ class TLS(unittest.TestCase):
             self.assertEqual(client.answer().status, 200)
 
     def test_is_not_cut_off_in_a_handshake_because_places_are_short(self) -> None:
-        limits = Limits(idle_full=0.0, linger=0.04)  # a sweep every 10 ms
-        crowded = LiveServer(tls=self.files, max_connections=1, limits=limits)
+        crowded = LiveServer(tls=self.files, max_connections=1, clock=Clock(1000.0))
         with crowded as server, server.connect() as client:
             client.send(b"\x16")  # the first octet of a handshake
             self.assertTrue(wait_until(lambda: server.stats.connections_open == 1))
-            turns = server.turns
-            self.assertTrue(wait_until(lambda: server.turns > turns + 5))
+            server.pass_time(Limits().idle_full + 1)  # a sweep
             self.assertEqual(server.stats.connections_open, 1)
 
     def test_takes_a_new_certificate_while_it_serves(self) -> None:

@@ -7,8 +7,6 @@ import os
 import socket
 import ssl
 import stat
-import subprocess
-import sys
 import tempfile
 import time
 import unittest
@@ -29,8 +27,6 @@ from jwksd.httpd.sockets import (
     url_of,
 )
 from tests.test_httpd_tls import make_certificate
-
-FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 class Peers(unittest.TestCase):
@@ -189,24 +185,6 @@ class Certificates(unittest.TestCase):
             make_certificate(folder, "b")
             with self.assertRaises(ValueError):
                 tls_context(certificate, key + ".old")
-
-
-@unittest.skipIf(sys.platform == "win32", "no limits on descriptors here")
-class Descriptors(unittest.TestCase):
-    def room(self, soft: int, hard: int, wanted: int) -> int:
-        """What a process with these limits has room for."""
-        program = (
-            "import resource\nfrom jwksd.httpd import sockets\n"
-            f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"
-            f"print(sockets.descriptor_room({wanted}))"
-        )
-        return int(subprocess.check_output([sys.executable, "-c", program], cwd=FOLDER))
-
-    def test_are_asked_for_as_many_as_connections_need(self) -> None:
-        self.assertGreaterEqual(self.room(100, 1_000, 500), 500)
-
-    def test_bound_connections_when_the_system_gives_no_more(self) -> None:
-        self.assertLess(self.room(100, 300, 500), 300)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How the inspector page is served; what it does in a browser is tried in wide_inspector.py."""
+"""How the inspector page is served; what it does in a browser is tried in live/inspector.py."""
 
 from __future__ import annotations
 

@@ -6,10 +6,8 @@ import ast
 import contextlib
 import io
 import json
-import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
@@ -378,7 +376,9 @@ class Hearing(BaseHTTPRequestHandler):
         """Keep the tests quiet."""
 
 
-class CommandLine(unittest.TestCase):
+class CommandLineTest(unittest.TestCase):
+    """A JWKS in a file and at URLs of this process."""
+
     directory: Path
     jwks: Path
     server: HTTPServer
@@ -419,28 +419,8 @@ class CommandLine(unittest.TestCase):
     def fresh(self) -> str:
         return issue(exp=4_000_000_000, sub="joe")
 
-    def test_the_file_alone_verifies_from_a_url_without_any_package(self) -> None:
-        with tempfile.TemporaryDirectory() as empty:
-            shutil.copy(jwt_minimal.__file__, empty)
-            done = subprocess.run(
-                [
-                    sys.executable,
-                    "-I",
-                    "-S",
-                    "jwt_minimal.py",
-                    "decode",
-                    "--jwks",
-                    f"{self.url}/jwks",
-                ],
-                input=self.fresh().encode(),
-                cwd=empty,
-                capture_output=True,
-                timeout=20,
-                check=False,
-            )
-        self.assertEqual((done.returncode, done.stderr), (0, b""))
-        self.assertEqual(json.loads(done.stdout), {"exp": 4_000_000_000, "sub": "joe"})
 
+class CommandLine(CommandLineTest):
     def test_imports_nothing_but_the_standard_library_and_that_when_it_signs(self) -> None:
         tree = ast.parse(Path(jwt_minimal.__file__).read_text("utf-8"))
         checking = next(node for node in tree.body if isinstance(node, ast.If))
@@ -538,21 +518,6 @@ class CommandLine(unittest.TestCase):
         for keys in (published["jwk"], {"keys": [published["jwk"]]}):
             status, out, _ = self.run_it("thumbprint", stdin=json.dumps(keys))
             self.assertEqual((status, out.strip()), (0, published["thumbprint"]))
-
-    @unittest.skipUnless(hasattr(os, "openpty"), "needs a terminal")
-    def test_colours_appear_on_a_terminal_unless_no_color_is_set(self) -> None:
-        for setting, coloured in (("", True), ("1", False)):
-            with self.subTest(setting):
-                self.assertEqual(b"\x1b[31m" in self.on_a_terminal(setting), coloured)
-
-    def on_a_terminal(self, no_color: str) -> bytes:
-        ours, theirs = os.openpty()
-        command = [sys.executable, jwt_minimal.__file__, "explain", "a.b.c"]
-        environment = {**os.environ, "NO_COLOR": no_color}
-        subprocess.run(command, stdout=theirs, env=environment, timeout=20, check=False)
-        os.close(theirs)
-        with open(ours, "rb", buffering=0) as screen:
-            return screen.read(4096)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ class LanesTest(unittest.TestCase):
         self.addCleanup(self.workers.stop, 10)
         self.addCleanup(self.gate.set)
         self.first = self.workers.submit(settle, self.hold(held))
-        self.assertTrue(held.wait(10))  # from here on everything waits in its lane
+        self.assertTrue(held.wait(60))  # from here on everything waits in its lane
 
     def hold(self, held: threading.Event) -> Callable[[], bool]:
         def wait() -> bool:
             held.set()
-            return self.gate.wait(30)
+            return self.gate.wait(60)
 
         return wait
 
@@ -34,7 +34,7 @@ class LanesTest(unittest.TestCase):
     def finish(self, *futures):
         """Let the thread go; what became of each call."""
         self.gate.set()
-        return [type(future.exception(30)).__name__ for future in futures]
+        return [type(future.exception(60)).__name__ for future in futures]
 
 
 class ThreeLanes(LanesTest):
@@ -99,16 +99,16 @@ class ARefusal(LanesTest):
 
     def test_comes_when_the_disk_takes_no_more_rows(self):
         self.gate.set()
-        self.first.result(10)
+        self.first.result(60)
         rows: list[Future] = [Future() for _ in range(1 + 3 * 6)]
         for row in rows:  # made at once, and then waiting for the disk
             made = threading.Event()
             self.workers.submit(settle, self.give(made, row))
-            self.assertTrue(made.wait(10))
+            self.assertTrue(made.wait(60))
         with self.assertRaises(Overloaded):
             self.workers.submit(settle, str)
         rows[0].set_result("written")
-        self.assertEqual(self.workers.submit(settle, str).result(10), "")
+        self.assertEqual(self.workers.submit(settle, str).result(60), "")
 
     def give(self, made: threading.Event, row: Future) -> Callable[[], Future]:
         def call() -> Future:

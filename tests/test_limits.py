@@ -9,7 +9,7 @@ from jwksd.api.limits import Limit, Limited
 from tests.support import AppTest, Clock, header
 
 
-class Networks(unittest.TestCase):
+class NetworksTest(unittest.TestCase):
     def setUp(self):
         self.clock = Clock(1000.0)
         self.limit = Limit("auth", ratelimit.parse_limit("2/minute"), 65_536, self.clock)
@@ -24,16 +24,13 @@ class Networks(unittest.TestCase):
                 pass
         return count
 
+
+class Networks(NetworksTest):
     def test_of_one_64_share_its_count(self):
         self.assertEqual(self.admitted(f"2001:db8::{n}" for n in range(1, 9)), 2)
 
     def test_of_a_56_have_four_times_the_count(self):
         self.assertEqual(self.admitted(f"2001:db8:0:{n:x}::1" for n in range(50)), 8)
-
-    def test_of_a_48_have_sixteen_times_the_count_and_do_not_fill_the_table(self):
-        self.assertEqual(self.admitted(f"2001:db8:0:{n:x}::1" for n in range(65_536)), 32)
-        self.assertEqual(len(self.limit.limiter), 32)
-        self.assertEqual(self.admitted(["192.0.2.1", "2001:db8:1::1"]), 2)
 
     def test_refused_by_one_64_take_nothing_from_its_neighbours(self):
         self.admitted(["2001:db8::1"] * 1000)

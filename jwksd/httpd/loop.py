@@ -354,7 +354,8 @@ class Server:
 
     `app` is for the handlers, which find it as `self.server.app`. `log` takes lines (several at
     once are joined by line ends) and must neither block nor raise. `on_turn` is called before the
-    first request that is routed in a turn of the loop.
+    first request that is routed in a turn of the loop. The `clock` counts seconds, and decides
+    about every deadline.
     """
 
     def __init__(
@@ -370,8 +371,10 @@ class Server:
         access_log: str = "text",
         log: Callable[[str], None] | None = None,
         on_turn: Callable[[], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limits = limits
+        self._clock = clock
         self.log = log or LineLog().write
         self._line_log = getattr(self.log, "__self__", None)  # its counter is one of the stats
         self._stamp_format, self.access = ACCESS_LOGS[access_log]
@@ -493,7 +496,7 @@ class Server:
 
     def _set_clock(self) -> None:
         """The time of this turn, and what is spelled anew once a second."""
-        self.now = time.monotonic()
+        self.now = self._clock()
         second = int(time.time())
         if second != self._second:
             self._second = second
@@ -600,7 +603,7 @@ class Server:
     def note(self, client: str, request: Request, response: Response, started: float) -> None:
         """A line for the access log; the lines of a turn are written together."""
         if self.access is not None:
-            seconds = time.monotonic() - started
+            seconds = self._clock() - started
             self._lines.append(self.access(self._stamp, client, request, response, seconds))
             if len(self._lines) >= LINES:
                 self._write_lines()

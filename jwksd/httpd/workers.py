@@ -108,7 +108,9 @@ class Workers:
         *,
         queue_limit: int = QUEUE_LIMIT,
         queue_seconds: float = QUEUE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._most = threads
         self._limit = queue_limit
         self._patience = queue_seconds
@@ -138,7 +140,7 @@ class Workers:
         """
         future: Future[Any] = Future()
         future.add_done_callback(self._unfinished.discard)
-        until = time.monotonic() + self._patience
+        until = self._clock() + self._patience
         with self._lock:
             displaced = self._admit(self._lanes[lane], source)
             self._unfinished.add(future)
@@ -197,12 +199,12 @@ class Workers:
             self._carry_out(lane, work)
 
     def _carry_out(self, lane: Lane, work: Work) -> None:
-        start = time.monotonic()
+        start = self._clock()
         try:
             if start > work.until:
                 raise self._late(lane)
             work.call()
-            lane.took(time.monotonic() - start)
+            lane.took(self._clock() - start)
         except BaseException as failure:
             work.future.set_exception(failure)
 

@@ -11,8 +11,9 @@ import time
 import unittest
 
 from tests.httpd_live import ANSWER, GET, LAST, Client, statuses, wait_until
+from tests.support import ROOT
 
-FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+FOLDER = str(ROOT)
 PROGRAM = """
 import os, resource, sys, time
 from tests.httpd_live import LiveServer
@@ -99,6 +100,24 @@ class Descriptors(unittest.TestCase):
         except ConnectionResetError:  # the end came in between
             pass
         return False
+
+
+@unittest.skipIf(sys.platform == "win32", "no limits on descriptors here")
+class Room(unittest.TestCase):
+    def room(self, soft: int, hard: int, wanted: int) -> int:
+        """What a process with these limits has room for."""
+        program = (
+            "import resource\nfrom jwksd.httpd import sockets\n"
+            f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"
+            f"print(sockets.descriptor_room({wanted}))"
+        )
+        return int(subprocess.check_output([sys.executable, "-c", program], cwd=FOLDER))
+
+    def test_are_asked_for_as_many_as_connections_need(self) -> None:
+        self.assertGreaterEqual(self.room(100, 1_000, 500), 500)
+
+    def test_bound_connections_when_the_system_gives_no_more(self) -> None:
+        self.assertLess(self.room(100, 300, 500), 300)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 
-from tests.test_process import ProcessTest, Server
+from tests.live.process import ProcessTest, Server
 
 CLIENTS = 4
 FLAGS = ("--register-limit", "off", "--auth-limit", "off", "--access-log", "off")

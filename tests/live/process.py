@@ -105,6 +105,8 @@ def start(*flags, environ=None) -> subprocess.Popen[str]:
 
 
 class ProcessTest(TemporaryFolder):
+    shares_database = True
+
     def serve(self, *flags, **options) -> Server:
         given = ("--port", "0", "--db", str(self.path), "--argon2", CHEAPEST, *flags)
         server = Server(*given, **options)

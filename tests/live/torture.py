@@ -16,13 +16,13 @@ import unittest
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests import test_faults
-from tests.torture import torture
+from tests.live import faults
+from tests.live.victim import torture
 
 SEED = int(os.environ.get("TORTURE_SEED", "1"))
 
 
-class Killing(test_faults.FaultTest):
+class Killing(faults.FaultTest):
     def test_two_hundred_times_loses_nothing_acknowledged(self):
         victim = torture(self, 200, SEED)
         self.assertGreater(victim.acknowledged, 2_000)
@@ -30,7 +30,7 @@ class Killing(test_faults.FaultTest):
 
 
 @unittest.skipUnless(shutil.which("strace"), "needs strace")
-class SyncingToDisk(test_faults.FaultTest):
+class SyncingToDisk(faults.FaultTest):
     def syncs(self, server, clients: int, requests: list) -> int:
         """How often the server called fsync or fdatasync while so many clients asked."""
         trace = self.folder / "trace"
@@ -53,7 +53,7 @@ class SyncingToDisk(test_faults.FaultTest):
 
     def setUp(self):
         super().setUp()
-        self.server = self.serve(*test_faults.UNLIMITED)
+        self.server = self.serve(*faults.UNLIMITED)
         self.alice = self.register(self.server, "alice")
 
     def test_once_for_a_client_that_asks_alone(self):
@@ -80,9 +80,9 @@ class SyncingToDisk(test_faults.FaultTest):
         self.assertLessEqual(found, 3)
 
 
-class ADatabaseLockedForTenSeconds(test_faults.FaultTest):
+class ADatabaseLockedForTenSeconds(faults.FaultTest):
     def test_is_refused_after_five_and_works_again_at_once(self):
-        server = self.serve(*test_faults.UNLIMITED)
+        server = self.serve(*faults.UNLIMITED)
         alice = self.register(server, "alice")
         with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
@@ -93,7 +93,7 @@ class ADatabaseLockedForTenSeconds(test_faults.FaultTest):
             self.assertGreater(waited, 4)
             self.assertLess(waited, 9)
             while time.monotonic() < begin + 10:
-                self.assertEqual(server.ask("GET", test_faults.JWKS)[0], 200)
+                self.assertEqual(server.ask("GET", faults.JWKS)[0], 200)
                 time.sleep(0.2)
             other.execute("COMMIT")
         begin = time.monotonic()
@@ -102,7 +102,7 @@ class ADatabaseLockedForTenSeconds(test_faults.FaultTest):
 
 
 @unittest.skipUnless(os.geteuid() == 0 and shutil.which("mount"), "mounts a file system")
-class AFileSystemThatIsFull(test_faults.FaultTest):
+class AFileSystemThatIsFull(faults.FaultTest):
     def setUp(self):
         super().setUp()
         self.small = Path(tempfile.mkdtemp(prefix="jwks-small-"))
@@ -114,7 +114,7 @@ class AFileSystemThatIsFull(test_faults.FaultTest):
         self.path = self.small / "keys.db"
 
     def test_refuses_what_needs_room_and_goes_on_once_there_is_some(self):
-        server = self.serve(*test_faults.UNLIMITED)
+        server = self.serve(*faults.UNLIMITED)
         alice = self.register(server, "alice")
         ballast = self.small / "ballast"
         with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
@@ -126,7 +126,7 @@ class AFileSystemThatIsFull(test_faults.FaultTest):
                 break
         self.assertEqual((status, answer["error"]), (503, "database_unavailable"))
         self.assertEqual(server.ask("POST", "/auth", alice)[0], 503)
-        self.assertEqual(server.ask("GET", test_faults.JWKS)[0], 200)
+        self.assertEqual(server.ask("GET", faults.JWKS)[0], 200)
         ballast.unlink()
         self.assertEqual(server.ask("POST", "/auth", alice)[0], 200)
         self.assertEqual(server.end(), 0)

@@ -48,6 +48,8 @@ class AnotherLibrary(unittest.TestCase):
 
 
 class Killed(TemporaryFolder):
+    shares_database = True
+
     def test_at_any_moment_rekey_leaves_all_keys_to_one_secret(self):
         database = self.open_database()
         store = KeyStore(database, b"the secret number 0", Policy(), log=self.fail)

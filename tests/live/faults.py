@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import jwt_minimal
-from tests import test_process
-from tests.test_process import SECRET, Server
-from tests.torture import torture
+from tests.live.process import SECRET, ProcessTest, Server, start
+from tests.live.victim import torture
 
 YEAR = 31_536_000
 JWKS = "/.well-known/jwks.json"
@@ -44,7 +43,7 @@ signal.signal(signal.SIGUSR2, step)
 """
 
 
-class FaultTest(test_process.ProcessTest):
+class FaultTest(ProcessTest):
     def serve_prepared(self, code: str, *flags: str) -> Server:
         """A server whose interpreter ran `code` before anything else."""
         return self.serve(*flags, environ=self.prepared(code))
@@ -325,7 +324,7 @@ class StandardErrorThatIsClosed(FaultTest):
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         flags = ("--port", str(port), "--db", str(self.path), "--argon2", "t=1,m=8,p=1")
-        process = test_process.start(*flags, environ=self.prepared("import os\nos.close(2)\n"))
+        process = start(*flags, environ=self.prepared("import os\nos.close(2)\n"))
         self.addCleanup(process.stderr.close)
         self.addCleanup(process.wait, 10)
         self.addCleanup(process.kill)

@@ -1,0 +1,66 @@
+"""admin.py as a process: its output is closed, or goes to a disk that is full."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import unittest
+
+from tests.support import ROOT
+from tests.test_admin import ENVIRON, KeysTest, LogTest
+
+
+class TheLog(LogTest):
+    shares_database = True
+
+    def test_ends_quietly_when_its_reader_has_read_enough(self):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, "w") as output:
+            process = subprocess.run(
+                [sys.executable, "admin.py", "--db", str(self.path), "log"],
+                cwd=ROOT, stdout=output, stderr=subprocess.PIPE, timeout=30,
+            )  # fmt: skip
+        self.assertEqual((process.returncode, process.stderr), (0, b""))
+
+
+class ALostAnswer(KeysTest):
+    shares_database = True
+
+    def lost(self, target, *words):
+        """Exit code and standard error of the real command, whose output cannot be written."""
+        with open(target, "w") as output:
+            process = subprocess.run(
+                [sys.executable, str(ROOT / "admin.py"), "--db", str(self.path), *words],
+                cwd=self.folder, stdout=output, stderr=subprocess.PIPE, timeout=30, text=True,
+                env={**os.environ, **ENVIRON},
+            )  # fmt: skip
+        self.assertEqual(process.stderr.count("could not be written"), 1, process.stderr)
+        return process.returncode, process.stderr
+
+    @unittest.skipUnless(os.path.exists("/dev/full"), "a disk that is always full")
+    def test_on_a_full_disk_says_what_was_done_and_how_to_go_on(self):
+        for words, advice in (
+            (("users", "add", "carl"), "users reset gives it another"),
+            (("users", "reset", "carl"), "run the command again"),
+            (("users", "list"), "run the command again"),
+            (("keys", "rotate"), "keys list names it"),
+        ):
+            with self.subTest(words=words):
+                code, err = self.lost("/dev/full", *words)
+                self.assertEqual(code, 1)
+                self.assertIn(advice, err)
+        self.assertEqual(self.admin("users", "reset", "carl")[0], 0)
+        self.assertEqual(self.states(), ["expired", "signing"])
+
+    def test_that_nobody_reads_is_an_error_where_it_cannot_be_asked_again(self):
+        reader, writer = os.pipe()
+        os.close(reader)
+        code, err = self.lost(writer, "users", "add", "carl")
+        self.assertEqual(code, 1)
+        self.assertIn("users reset", err)
+
+
+if __name__ == "__main__":
+    unittest.main()
