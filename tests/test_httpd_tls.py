@@ -57,7 +57,9 @@ class TLS(unittest.TestCase):
         self.addCleanup(folder.cleanup)
         self.folder = folder.name
         self.files = make_certificate(self.folder, "first")
-        self.server = LiveServer(tls=self.files, limits=QUICK._replace(idle=10.0, send_time=5.0, body=65_536))
+        self.server = LiveServer(
+            tls=self.files, limits=QUICK._replace(idle=10.0, send_time=5.0, body=65_536)
+        )
         self.server.__enter__()
         self.addCleanup(self.server.__exit__)
 

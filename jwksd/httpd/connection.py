@@ -26,7 +26,7 @@ client costs one object here, never a thread.
 Rules of this file:
 - A connection has one phase and one deadline; no more octets and no turn of the loop move the
   deadline of a request that is still arriving.
-- Work is bounded in a turn: one read of 16 KiB, STEPS of parsing, some answers. What is left waits
+- Work is bounded in a turn: one read of 16 KiB, the STEPS of a parser. What is left waits
   for a later turn (`paused`), and meanwhile nothing more is read.
 - Answers leave in the order of the requests: while a `Future` is awaited or an answer waits to be
   taken, nothing more is parsed or read. So what a connection can hold is bounded: one read, one
@@ -64,7 +64,6 @@ if TYPE_CHECKING:
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 RECEIVE = 16_384  # octets a read: a whole request, mostly; memory for each unfinished one
-STEPS = 64  # of parsing in a turn (see Parser.allow): 16 requests, or 0.2 ms of small chunks
 HIGH_WATER = 65_536  # octets of answers before a pipelining client has to take some
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -126,7 +125,7 @@ class Handler(BaseHTTPRequestHandler):
         self.connection = connection
         self.tls = connection if isinstance(connection, TLSConnection) else None
         self.client = client
-        self.proxied = server.is_proxy(client)  # then the clients that it names have shares
+        self.proxied = False  # the client is a proxy: the clients that it names have shares
         self.named: str | None = None  # the one of them that this connection counts for now
         self.server = server
         self.parser = Parser(server.limits, client)
@@ -162,7 +161,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.phase >= WORK:  # the server stops, or its time was over meanwhile
             return
         if self.parser.unfinished:
-            self.parser.allow(STEPS)
+            self.parser.allow()
             self.advance([])
         else:
             self.read()
@@ -171,9 +170,11 @@ class Handler(BaseHTTPRequestHandler):
         """The socket can be read, or written if that is what was waited for; or it is new."""
         if self.phase >= WORK:
             self.ready_while_not_reading()
-        elif self.phase == SHAKE:
-            self.pause()  # a handshake costs a millisecond: some in a turn
-        elif not self.paused:
+        elif self.paused:  # an event of the turn in which that happened
+            pass
+        elif self.phase == SHAKE and not self.server.has_time_to_shake():
+            self.pause()
+        else:
             self.read()
 
     def read(self) -> None:
@@ -190,7 +191,6 @@ class Handler(BaseHTTPRequestHandler):
             return
         if octets:
             self.parser.feed(octets)
-            self.parser.allow(STEPS)
             self.advance([])
         else:
             self.close()
@@ -226,7 +226,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         request, started = self.awaited
         self.awaited = None
-        self.parser.allow(STEPS)
+        self.parser.allow()
         failure = future.exception()
         answer = future.result() if failure is None else self.recover(request, failure)
         self.advance([self.octets_of(answer, request, started)])
@@ -330,6 +330,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def settle(self) -> None:
         """Choose the phase: what this connection waits for now, and until when."""
+        phase = WORK if self.awaited else self.parser.stage
+        if phase == IDLE and not (self.output or self.tls or self.proxied or self.close_connection):
+            self.enter(IDLE)  # nearly always
+            if self.interest != READ:
+                self.watch(READ)
+            return
         if self.output or (self.tls is not None and self.tls.unsent):
             self.parser.allow(0)  # the others have their turn before the next request
             if self.phase != SEND:
@@ -339,7 +345,6 @@ class Handler(BaseHTTPRequestHandler):
         if self.close_connection:
             self.leave()
             return
-        phase = WORK if self.awaited else self.parser.stage
         if self.proxied and not self.count(phase):
             return
         if phase != self.phase or phase == IDLE:  # a request's deadline does not move

@@ -50,6 +50,7 @@ READ = selectors.EVENT_READ
 WAKE_UPS = 64  # octets: one is on its way at most, or a few
 ACCEPTS = 64  # connections taken in a row, before those that are open have their turn
 RESUMED = 16  # paused connections a turn: 16 ms if they all are handshakes, mostly far less
+HANDSHAKES = 16  # steps of handshakes in a turn beside those: a step takes up to a millisecond
 ACCEPT_PAUSE = 0.1  # seconds without accepting once the process is out of descriptors
 COMPLAIN_EVERY = 10.0  # seconds between two lines about that
 NEWCOMER_GRACE = 1.0  # seconds for a connection that has sent nothing yet when the server stops
@@ -129,6 +130,7 @@ class Server:
         self._wakeup, self._waker = socket.socketpair()
         self._wakeup.setblocking(False)
         self._waker.setblocking(False)
+        self._handshakes = 0  # steps of them in this turn
         self._woken = False  # whether a wake-up is on its way: one is enough for many answers
         self._done: deque[tuple[Handler, Future[Response]]] = deque()
         self._turned_away = TurnedAway(limits.linger)
@@ -190,17 +192,24 @@ class Server:
         events = self._selector.select(wait)
         self._set_clock()
         self.looked = False
+        self._handshakes = 0
         for key, _ in events:
             try:
                 key.data()
             except Exception as failure:
                 self._broken(key.data, failure)
-        for resume in self.paused.take(RESUMED):
-            self._guard(resume)
+        if self.paused:
+            for resume in self.paused.take(RESUMED):
+                self._guard(resume)
         if self.now >= self._next_sweep:
             self._sweep()
         if self._lines:
             self._write_lines()
+
+    def has_time_to_shake(self) -> bool:
+        """Whether one more handshake may go on in this turn, before its source's turn comes."""
+        self._handshakes += 1
+        return self._handshakes <= HANDSHAKES
 
     def look(self) -> None:
         """Have the caller look, before the first request of a turn is routed."""
@@ -267,20 +276,22 @@ class Server:
         return True
 
     def _admit(self, raw: socket.socket, client: str) -> None:
-        if not self.is_proxy(client) and not self._shares.has_room(client):
+        proxied = self.is_proxy(client)
+        if not proxied and not self._shares.has_room(client):
             self.stats.rejected_client += 1
             self.turn_away(raw)
         elif len(self._connections) >= self._max_connections and not self._make_room():
             self.stats.rejected_full += 1
             self.turn_away(raw)
         else:
-            self._take_in(raw, client)
+            self._take_in(raw, client, proxied)
 
-    def _take_in(self, raw: socket.socket, client: str) -> None:
+    def _take_in(self, raw: socket.socket, client: str, proxied: bool) -> None:
         tls = self._listener.tls
         handler = self._handler_class(raw if tls is None else TLSConnection(raw, tls), client, self)
         self._connections.add(handler)
-        if not handler.proxied:
+        handler.proxied = proxied
+        if not proxied:
             self._shares.take(client)
         self.stats.connections_accepted += 1
         self.stats.connections_open += 1

@@ -86,14 +86,10 @@ class TLSConnection:
         self._ended = False  # whether the client has said goodbye
         self.unsent = b""  # ciphertext that the client has not taken yet
         self.established = False  # whether the handshake is over
+        self.unfinished = False  # whether records wait for the next turn: no event will tell
 
     def fileno(self) -> int:
         return self._socket.fileno()
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether complete records wait for the next turn: no event will tell of them."""
-        return self._ended or self._record_end() > 0
 
     def recv(self, size: int) -> bytes:
         """What the next records carry, b"" at the end; READ and RECORDS bound it, not `size`.
@@ -131,17 +127,15 @@ class TLSConnection:
 
     def _read(self, tls: ssl.SSLObject) -> bytes | None:
         """The content of the next few records; None if there is none, b"" at the end."""
-        if self._ended:
-            return b""
-        if not self._record_end():
+        if not self.unfinished:
             octets = self._socket.recv(READ)
             if not octets:
                 return b""
             self._ciphertext += octets
         plain = None
+        end = self._record_end()
         for _ in range(RECORDS):
-            end = self._record_end()
-            if not end:
+            if self._ended or not end:
                 break
             self._incoming.write(self._ciphertext[:end])
             self._ciphertext = self._ciphertext[end:]
@@ -151,10 +145,10 @@ class TLSConnection:
             elif content:
                 self._empty_records = 0
                 plain = content if plain is None else plain + content
-            else:
-                self._ended = True
-                return plain or b""
-        return plain
+            self._ended = content == b""
+            end = self._record_end() if self._ciphertext else 0
+        self.unfinished = self._ended or end > 0
+        return b"" if plain is None and self._ended else plain
 
     def _decrypt(self, tls: ssl.SSLObject) -> bytes | None:
         """The content of the record that OpenSSL has got; None if it has none, b"" if no more come.
@@ -195,19 +189,20 @@ class TLSConnection:
             return self._socket.send(octets)
         taken = 0
         while taken < len(octets) and not self.unsent:
-            taken += self._tls.write(octets[taken : taken + PLAIN])
+            part = octets[taken : taken + PLAIN] if taken or len(octets) > PLAIN else octets
+            taken += self._tls.write(part)
             with suppress(BlockingIOError):
                 self.flush()
         return taken
 
     def flush(self) -> None:
         """Pass on the ciphertext that there is; `WantsToWrite` if some of it is left."""
-        if self._outgoing.pending:
-            self.unsent += self._outgoing.read()
-        if not self.unsent:
+        octets = self.unsent + self._outgoing.read() if self.unsent else self._outgoing.read()
+        if not octets:
             return
+        self.unsent = octets
         try:
-            self.unsent = self.unsent[self._socket.send(self.unsent) :]
+            self.unsent = octets[self._socket.send(octets) :]
         except BlockingIOError:
             raise WantsToWrite from None
         if self.unsent:
