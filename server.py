@@ -359,6 +359,11 @@ class App:
             self.log(f"X-Forwarded-For from {peer} is ignored: name your proxy in --trusted-proxy")
         return ratelimit.client_address(peer, forwarded, trusted)
 
+    def is_proxy(self, peer: str) -> bool:
+        """Whether requests from there are those of the clients that they name."""
+        address = "127.0.0.1" if peer == "unix" else peer
+        return ratelimit.is_trusted(address, self.settings.trusted_proxy)
+
     def share(self, request: Request, answer: Answer) -> Answer:
         """The answer, readable for the page of an allowed origin."""
         fields = self.pages.shared_with(request.headers)
@@ -435,8 +440,8 @@ class Handler(httpd.Handler):
         answer: Answer = self.server.app.recover(request, failure)
         return answer
 
-    def log_client(self, request: Request) -> str:
-        """Who stands in the access log: behind a trusted proxy, the one that it names."""
+    def named_client(self, request: Request) -> str:
+        """The client for the access log and its share: behind a trusted proxy, the one named."""
         client: str = self.server.app.client(request)
         return client
 
@@ -483,11 +488,14 @@ class Service:
             stats=stats,
             max_connections=config.max_connections,
             max_per_client=config.max_per_client,
+            limits=httpd.Limits(body=config.max_body),
             access_log=config.access_log,
             log=log,
+            is_proxy=self.app.is_proxy,
             on_turn=self.app.upkeep.notice_changes,
         )
         self._reload_wanted = False
+        self._reading: threading.Thread | None = None  # of the certificate
         self._stopping = threading.Event()
         self._upkeep = threading.Thread(
             target=self.app.upkeep.run,
@@ -524,13 +532,13 @@ class Service:
             self.app.log(f"the certificate was not read again: {error}")
 
     def _reload_if_wanted(self) -> None:
-        """On its own thread: a pipe in place of a file takes for ever, and keys cannot wait."""
-        if not self._reload_wanted:
+        """On one thread beside: a file far away may take for ever, and keys cannot wait."""
+        if not self._reload_wanted or (self._reading is not None and self._reading.is_alive()):
             return
         self._reload_wanted = False
-        reading = threading.Thread(target=self.reload_certificate, daemon=True)
+        self._reading = threading.Thread(target=self.reload_certificate, daemon=True)
         try:
-            reading.start()
+            self._reading.start()
         except RuntimeError:  # the system has no more threads now
             self._reload_wanted = True
 

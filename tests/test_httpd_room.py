@@ -8,7 +8,7 @@ import unittest
 from collections.abc import Callable
 from unittest import mock
 
-from jwksd.httpd.sockets import TURNED_AWAY
+from jwksd.httpd.places import TURNED_AWAY
 from tests.httpd_live import GET, LAST, Client, LiveServer, statuses, wait_until
 from tests.support import Clock
 from tests.test_httpd_loop import LIMITS, post
@@ -32,7 +32,7 @@ class Room(unittest.TestCase):
             for _ in range(5):
                 self.assertEqual(statuses(server.ask(LAST)), [200])
                 self.assertTrue(wait_until(lambda: server.stats.connections_open == 0))
-            self.assertEqual(dict(server._per_client), {})
+            self.assertEqual(dict(server._shares.taken), {})
 
     def test_is_made_by_those_who_rest(self) -> None:
         with LiveServer(max_connections=2, clock=Clock(1000.0)) as server:
@@ -74,8 +74,9 @@ class TurningAway(unittest.TestCase):
 
     def test_reaches_a_client_that_still_sends(self) -> None:
         with LiveServer(max_connections=1) as server, server.connect() as holder:
-            holder.send(GET[:-2])
-            self.assertTrue(wait_until(lambda: server.stats.connections_open == 1))
+            self.addCleanup(server.hold().set)
+            holder.send(post("/later", b""))
+            self.assertTrue(wait_until(lambda: server.seen))
             for number in range(1, 30):
                 with server.connect() as client:
                     *head, first, last = post("/echo", b"abc")
@@ -89,10 +90,12 @@ class TurningAway(unittest.TestCase):
 
     def test_reaches_more_clients_than_are_remembered(self) -> None:
         server = LiveServer(max_connections=1)
+        gate = server.hold()
         with contextlib.ExitStack() as stack:
+            stack.callback(gate.set)
             clients = [stack.enter_context(server.connect()) for _ in range(TURNED_AWAY + 10)]
             for client in clients:
-                client.send(GET)
+                client.send(GET.replace(b"/ ", b"/later "))
             with server:
                 refused = [statuses(client.rest()) for client in clients[1:]]
                 resets = [client for client in clients[1:] if is_reset(client)]
@@ -108,9 +111,12 @@ class TurningAway(unittest.TestCase):
     def claim_end(self, then: Callable[[LiveServer], object]) -> None:
         clock = Clock(1000.0)
         with LiveServer(max_connections=1, clock=clock) as server, server.connect() as holder:
-            holder.send(GET[:-2])
+            gate = server.hold()
+            holder.send(post("/later", b""))
             with server.connect() as refused:
                 self.assertEqual(statuses(refused.rest()), [503])
+                gate.set()
+                holder.answer()
                 holder.connection.close()
                 then(server)
                 self.assertTrue(wait_until(lambda: is_reset(refused)))

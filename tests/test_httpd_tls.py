@@ -19,6 +19,7 @@ from cryptography.x509.oid import NameOID
 from jwksd.httpd import Limits
 from tests.httpd_live import GET, LAST, Client, LiveServer, statuses, wait_until
 from tests.support import Clock
+from tests.test_httpd_loop import LIMITS
 
 
 def make_certificate(folder: str, name: str) -> tuple[str, str]:
@@ -57,7 +58,9 @@ class TLS(unittest.TestCase):
         self.addCleanup(folder.cleanup)
         self.folder = folder.name
         self.files = make_certificate(self.folder, "first")
-        self.server = LiveServer(tls=self.files, clock=Clock(1000.0))
+        self.server = LiveServer(
+            tls=self.files, clock=Clock(1000.0), limits=LIMITS._replace(body=65_536)
+        )
         self.server.__enter__()
         self.addCleanup(self.server.__exit__)
 
@@ -162,11 +165,12 @@ class TLS(unittest.TestCase):
             self.assertEqual(client.answer().status, 200)
 
     def test_is_not_cut_off_in_a_handshake_because_places_are_short(self) -> None:
-        crowded = LiveServer(tls=self.files, max_connections=1, clock=Clock(1000.0))
+        limits = LIMITS._replace(idle_full=1.0)
+        crowded = LiveServer(tls=self.files, max_connections=1, clock=Clock(1000.0), limits=limits)
         with crowded as server, server.connect() as client:
             client.send(b"\x16")  # the first octet of a handshake
             self.assertTrue(wait_until(lambda: server.stats.connections_open == 1))
-            server.pass_time(Limits().idle_full + 1)  # a sweep
+            server.pass_time(limits.idle_full + 1)  # a sweep, before limits.head_full has passed
             self.assertEqual(server.stats.connections_open, 1)
 
     def test_takes_a_new_certificate_while_it_serves(self) -> None:

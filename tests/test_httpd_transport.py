@@ -21,11 +21,10 @@ from jwksd.httpd.sockets import (
     is_abandoned,
     listen,
     listen_unix,
-    share_of,
-    tls_context,
     unlisten,
     url_of,
 )
+from jwksd.httpd.tls import tls_context
 from tests.test_httpd_tls import make_certificate
 
 
@@ -41,11 +40,6 @@ class Peers(unittest.TestCase):
         ):
             with self.subTest(address):
                 self.assertEqual(client_of(address), name)
-
-    def test_of_one_ipv6_network_have_one_share(self) -> None:
-        self.assertEqual(share_of("2001:db8::1"), share_of("2001:db8::ffff:0:0:2"))
-        self.assertNotEqual(share_of("2001:db8::1"), share_of("2001:db8:0:1::1"))
-        self.assertNotEqual(share_of("192.0.2.1"), share_of("192.0.2.2"))
 
 
 class Listening(unittest.TestCase):

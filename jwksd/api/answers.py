@@ -10,6 +10,7 @@ Rules of this file:
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Any, Callable, NamedTuple
 
@@ -266,11 +267,16 @@ def conditional(known: PublishedKeys | PageFile | None, headers: Mapping[str, st
 
 
 def etag_matches(field: str, etag: str) -> bool:
-    """If-None-Match (RFC 9110 §13.1.2): weak comparison against a list, or `*`."""
-    candidates = (candidate.strip(" \t") for candidate in field.split(","))
-    return field.strip(" \t") == "*" or any(
-        candidate in (etag, f"W/{etag}") for candidate in candidates
-    )
+    """If-None-Match (RFC 9110 §13.1.2): weak comparison against a list, or `*`.
+
+    A search, not a split: a list of sixteen thousand members costs as little as one.
+    """
+    if field == etag:
+        return True
+    if etag not in field:
+        return field.strip(" \t") == "*"
+    member = rf"(?:\A|,)[ \t]*(?:W/)?{re.escape(etag)}[ \t]*(?:,|\Z)"
+    return re.search(member, field) is not None
 
 
 def places(path: str, base: str) -> list[str]:
@@ -324,6 +330,7 @@ def exposition(
         ("connections", "gauge", "Open connections.", "", {"": http.connections_open}),
         ("connections_total", "counter", "Connections.", "", {"": http.connections_accepted}),
         ("queue", "gauge", "Waiting for a worker or the disk.", "", {"": workers.queued}),
+        ("gave_way_total", "counter", "Closed for a newcomer.", "", {"": http.gave_way}),
         ("rejected_total", "counter", "Turned away under load.", "reason", refused),
         ("timeouts_total", "counter", "Clients that were too slow.", "", {"": http.timeouts}),
         ("log_lines_dropped_total", "counter", "Lines lost.", "", {"": http.log_lines_dropped}),

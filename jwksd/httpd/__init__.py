@@ -1,7 +1,8 @@
 """HTTP/1.1 on one selector loop: what a program that serves with it needs to import."""
 
+from jwksd.httpd.connection import Answer, Handler
 from jwksd.httpd.log import LineLog, where
-from jwksd.httpd.loop import Answer, Handler, Server, Stats
+from jwksd.httpd.loop import Server, Stats
 from jwksd.httpd.parser import Limits, Request, Response, error, json_response
 from jwksd.httpd.sockets import Listener
 from jwksd.httpd.workers import LANES, Overloaded, Workers, then

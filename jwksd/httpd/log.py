@@ -3,8 +3,8 @@
     loop, workers --write--> deque (bounded) --one thread--> standard error
 
 Rules of this file:
-- `write` never blocks and never raises. A log that nobody reads costs its lines, which are counted,
-  and never an answer.
+- Writing never blocks and never raises. A log that nobody reads costs its lines, which are counted,
+  and never an answer. When the access log floods, there is still room for the operator's lines.
 - A line is ASCII without control characters, whatever the client sent, and has no secret in it: no
   query, no header, no body, no message of an exception.
 
@@ -25,6 +25,7 @@ from typing import TextIO
 from jwksd.httpd.parser import Request, Response
 
 LOG_PAUSE = 0.02  # seconds in which lines gather, so that a busy log costs fifty wake-ups a second
+ROOM_KEPT = 0.1  # of the lines that may wait: an access log that floods leaves it to the others
 LOG_PATH = 200  # characters of a path in the log: enough to recognise it
 
 
@@ -49,8 +50,15 @@ class LineLog:
 
     def write(self, line: str) -> None:
         """Queue one line, or several with line ends between them."""
+        self._queue(line, self._limit)
+
+    def write_access(self, line: str) -> None:
+        """The same for the access log, which leaves some room for what the operator must know."""
+        self._queue(line, self._limit - max(1, int(ROOM_KEPT * self._limit)))
+
+    def _queue(self, line: str, limit: int) -> None:
         lines = line.split("\n")
-        if len(self._lines) + len(lines) > self._limit:
+        if len(self._lines) + len(lines) > limit:
             self.dropped += len(lines)
             return
         self._lines.extend(lines)

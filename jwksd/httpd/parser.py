@@ -8,10 +8,20 @@ A server and a proxy that read the same bytes differently can be played against 
 smuggling). So whatever has two readings is refused here, never repaired: a bare CR or LF, a folded
 line, a space before a colon, two lengths, a length beside a coding, `+7` as a number.
 
+What has arrived stands in one buffer with two cursors. `_start` is where the first request that is
+not taken yet goes on; all before it is used up. `_line` is ahead of it only in a head or a trailer,
+which are taken as a whole: the lines between the two have passed, one by one.
+
+    GET /a HTTP/1.1 .. GET /b HTTP/1.1 | Host: b | Accept: te
+    ^-- used up ------ ^-- passed ---------------- ^-- still arriving ...
+                       _start                      _line
+
 Rules of this file:
 - No I/O and no clock. The verdict depends on the bytes alone, never on how they were cut into
   pieces: a flaw is judged at the line that has it, in the order in which the lines came.
 - Every loop and every buffer has a limit; each limit states its origin in `Limits`.
+- Work is bounded like octets: `feed` and `allow` grant a number of steps, and when they are used up
+  `next_request` returns None although more could be read (`unfinished`). The rest keeps.
 - No pattern can backtrack: each repeated class excludes the octet that must follow it.
 - Nothing of a client's input is ever written into an answer.
 
@@ -46,6 +56,9 @@ HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]
 ABSOLUTE = re.compile(r"https?://([^/?#@]+)([/?].*)?", re.IGNORECASE)  # userinfo: §4.2.4
 FIELD_NAME = re.compile(TOKEN.decode() + "+")
 UNSAFE = re.compile("[\r\n\0]")
+# One member of a list. A search, since a list of sixteen thousand members costs as little as one.
+CLOSE = re.compile(r"(?:\A|,)[ \t]*close[ \t]*(?:,|\Z)", re.IGNORECASE)
+KEEP_ALIVE = re.compile(r"(?:\A|,)[ \t]*keep-alive[ \t]*(?:,|\Z)", re.IGNORECASE)
 
 # Fields that carry one value: two of them are two readings, so they are never joined.
 SINGLETONS = {
@@ -57,6 +70,10 @@ SINGLETONS = {
 # What the server itself writes: a second one from the application would be a second reading.
 SERVER_FIELDS = {"connection", "content-length", "date", "server", "transfer-encoding"}
 BODILESS = (204, 304)  # RFC 9110 §6.4.1 and §8.6: neither a body nor a length
+# RFC 9111 §4.2.2: a 414 or 501 without it may be kept by a cache, and given to everybody.
+NO_STORE = ("Cache-Control", "no-store")
+STEPS = 64  # of work for what one read brings: 16 requests, or 0.2 ms of small chunks
+REQUEST_STEPS = 4  # a request costs about as much as four chunks: some 15 microseconds
 
 WORDS = {
     400: "bad_request",
@@ -80,13 +97,15 @@ class Limits(NamedTuple):
     line: int = 8_256  # request line: a target of 8 KiB (RFC 9112 §3 asks for 8,000), 64 around it
     head: int = 16_384  # as Node; Apache takes 8 KiB a line, browsers with many cookies send 8 KiB
     fields: int = 100  # as Apache and the standard library
-    body: int = 65_536  # two hundred times the largest login that makes sense
+    body: int = 8_192  # twenty times the largest login that makes sense
     chunk_line: int = 256  # size and extensions; nobody is known to send extensions
     extensions: int = 4_096  # all chunk extensions of a body together (CVE-2023-39326 had no bound)
     idle: float = 75.0  # between requests, as nginx
     idle_full: float = 5.0  # the same once nine tenths of the places are taken
     head_time: float = 10.0  # from a request's first octet to the end of its head
-    body_time: float = 10.0  # from there to the end of the body: 64 KiB at 52 kbit/s
+    head_full: float = 3.0  # the same once nine tenths of the places are taken
+    body_time: float = 10.0  # from there to the end of the body: 8 KiB at 6.6 kbit/s
+    body_full: float = 3.0  # the same once nine tenths of the places are taken
     send_time: float = 30.0  # for the client to take what was answered
     linger: float = 2.0  # after an early answer: reading on, so that the client can read it
     stop: float = 8.0  # for answers in flight when the server stops, of the 10 that it has
@@ -102,7 +121,7 @@ class Refused(Exception):
 
     @property
     def response(self) -> Response:
-        return error(self.status, WORDS[self.status], self.description)
+        return error(self.status, WORDS[self.status], self.description, (NO_STORE,))
 
 
 class Request:
@@ -199,23 +218,25 @@ def error(
 class Parser:
     """The requests in one connection's bytes: `feed` bytes, then ask for `next_request`.
 
-    While `next_request` returns None, what is buffered is one unfinished request, never larger
-    than the limits allow. After it raised, the connection is of no further use. A request without
-    a body may be the same object as the one before it: requests are read, never changed.
+    When `next_request` has returned None and the parser is not `unfinished`, what is buffered is
+    one request that is still arriving, never larger than the limits allow. After it raised, the
+    connection is of no further use. A request without a body may be the same object as the one
+    before it: requests are read, never changed.
     """
 
     __slots__ = (
         "_blank_line", "_body", "_buffer", "_chunk", "_client", "_extensions", "_fields",
         "_last_block", "_last_request", "_length", "_limits", "_line", "_request", "_start",
-        "_trailer", "expects_continue",
+        "_steps", "_trailer", "expects_continue",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, client: str) -> None:
         self._limits = limits
         self._client = client
         self._buffer = b""
-        self._start = 0  # where the unread part of the buffer begins
-        self._line = 0  # in a head or trailer: the first line not yet examined
+        self._start = 0  # the two cursors: see the top of this file
+        self._line = 0
+        self._steps = STEPS  # of work that are left
         self._blank_line = False  # whether the one that is forgiven before a request has come
         self._fields = 0  # field lines examined so far
         self._request: Request | None = None  # whose head is complete and whose body is not
@@ -229,13 +250,28 @@ class Parser:
         self.expects_continue = False  # the client waits for a 100 before it sends the body
 
     def feed(self, octets: bytes) -> None:
-        """Append what arrived."""
+        """Append what arrived, and grant the steps for it."""
+        self._steps = STEPS
         if self._buffer:
             self._line -= self._start
             self._buffer = self._buffer[self._start :] + octets
             self._start = 0
         else:
             self._buffer = octets
+
+    def allow(self, steps: int = STEPS) -> None:
+        """Grant so many more steps of work: a chunk is one, a request REQUEST_STEPS."""
+        self._steps = steps
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the steps are used up and there is more to read."""
+        return self._steps <= 0 and self._start < len(self._buffer)
+
+    @property
+    def head(self) -> Request | None:
+        """The request whose head is complete and whose body is still arriving."""
+        return self._request
 
     @property
     def stage(self) -> int:
@@ -257,12 +293,15 @@ class Parser:
             self._buffer = b""  # a connection at rest keeps nothing, least of all passwords
             self._start = self._line = 0
             return None
+        if self._steps <= 0:
+            return None
         request = self._request
         if request is None:
             # A client on a kept connection sends the same octets again and again: same verdict.
             if self._last_block and self._buffer.startswith(self._last_block, self._start):
                 self._advance(self._start + len(self._last_block))
                 self._blank_line = False
+                self._steps -= REQUEST_STEPS
                 return self._last_request
             request = self._read_head()
             if request is None:
@@ -272,6 +311,7 @@ class Parser:
         return self._take_request(request) if complete else None
 
     def _take_request(self, request: Request) -> Request:
+        self._steps -= REQUEST_STEPS
         if self._body:
             request.body = bytes(self._body)
             self._body = bytearray()
@@ -390,8 +430,9 @@ class Parser:
     def _read_chunked(self) -> bool:
         """RFC 9112 §7.1: decode what is there; True at the end of the trailer section."""
         while not self._trailer:
-            if not (self._read_chunk_data() and self._read_chunk_line()):
+            if self._steps <= 0 or not (self._read_chunk_data() and self._read_chunk_line()):
                 return False
+            self._steps -= 1
         if not self._examine_fields():
             return False
         self._advance(self._line)  # RFC 9110 §6.5.1: trailers that nobody understands are dropped
@@ -521,8 +562,10 @@ def keeps_alive(headers: dict[str, str], version: str) -> bool:
     """RFC 9112 §9.3: HTTP/1.1 goes on unless it says close, HTTP/1.0 only if it asks to."""
     if "connection" not in headers:
         return version != "1.0"
-    options = [option.strip() for option in headers["connection"].lower().split(",")]
-    return "close" not in options and (version != "1.0" or "keep-alive" in options)
+    options = headers["connection"]
+    if CLOSE.search(options):
+        return False
+    return version != "1.0" or KEEP_ALIVE.search(options) is not None
 
 
 def too_large(limits: Limits) -> Refused:

@@ -1,10 +1,10 @@
-"""Sockets before HTTP: listening, TLS, and who the peer is.
+"""Sockets before HTTP: listening, and who the peer is.
 
 Rules of this file:
 - Every socket is non-blocking: a call does what it can at once, or raises `BlockingIOError`.
 - An address that cannot be had is an `OSError` here, before anything else has been touched.
 
-It leaves out: client certificates, SNI with several certificates, and renegotiation.
+It leaves out: TLS once a connection is there (tls.py), and who gets a place (places.py).
 """
 
 from __future__ import annotations
@@ -12,24 +12,17 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import ssl
 import stat
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from ipaddress import IPv6Address
-from typing import Any, Union
+from typing import Any
 
-from jwksd.httpd.parser import Refused
+from jwksd.httpd.tls import tls_context
 
 BACKLOG = 4_096  # the kernel lowers it to its own limit (net.core.somaxconn, 4,096 on Linux)
 SPARE_DESCRIPTORS = 64  # for the database, the log, what a restart opens, and the next
-TURNED_AWAY = 16  # connections without a place that are open at a time
 START_PATIENCE = 1.0  # seconds for another server to start in the same folder
-RECEIVE = (
-    65_536  # octets a read; no TLS record is longer, so none is left half-read (RFC 8446 §5.1)
-)
 
 
 class Listener:
@@ -104,10 +97,11 @@ def listen_unix(path: str) -> socket.socket:
 
 @contextmanager
 def alone_in(folder: str) -> Iterator[None]:
-    """While another server starts in this folder, wait: for a second, no start takes longer.
+    """Wait while another server starts in this folder; a second at most, no start takes longer.
 
-    Of two that find an abandoned socket, the second would else remove the first one's new one. It
-    is a courtesy: who may read the folder may hold the lock for ever, and must keep nobody out.
+    Without this, two servers that start together may both find an abandoned socket, and the slower
+    one removes the new socket of the other. After the second this one goes on: whoever may read the
+    folder can hold the lock for ever, and must not keep a server from starting.
     """
     import fcntl  # here, since Windows has neither this nor sockets in files
 
@@ -141,7 +135,7 @@ def is_abandoned(path: str) -> bool:
     if not (os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode)):
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # whose backlog is full is alive, and busy
+        probe.setblocking(False)  # a server with a full backlog is alive, and busy
         return probe.connect_ex(path) == errno.ECONNREFUSED
 
 
@@ -164,38 +158,12 @@ def url_of(listener: socket.socket, host: str, tls: bool) -> str:
     return f"{'https' if tls else 'http'}://{f'[{name}]' if ':' in name else name}:{port}"
 
 
-def tls_context(certificate: str, key: str) -> ssl.SSLContext:
-    """TLS 1.2 and up; ciphers and curves are those of the library, which is newer than a list.
-
-    `ValueError` if the files are no certificate and its key.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        context.load_cert_chain(certificate, key, password=refuse_pass_phrase)
-    except (OSError, ValueError) as error:  # ssl.SSLError among them
-        raise ValueError(f"cannot use {certificate} with {key}: {error}") from error
-    return context
-
-
-def refuse_pass_phrase() -> str:
-    """In place of OpenSSL's question at the terminal, which waits for ever for an answer."""
-    raise ValueError("the key has a pass phrase; take it off: openssl pkey -in KEY -out NEW")
-
-
 def client_of(address: Any) -> str:
     """A peer's address as text: no scope, and IPv4 as IPv4 also on a dual-stack socket."""
     if not isinstance(address, tuple):
         return "unix"
     host: str = address[0].partition("%")[0]
     return host[len("::ffff:") :] if host.startswith("::ffff:") and "." in host else host
-
-
-def share_of(client: str) -> str:
-    """Whose share a connection counts against: one host has a whole IPv6 /64 to itself."""
-    return IPv6Address(client).packed[:8].hex() if ":" in client else client
 
 
 def descriptor_room(connections: int) -> int:
@@ -214,96 +182,3 @@ def descriptor_room(connections: int) -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
             soft = most
     return max(1, soft - SPARE_DESCRIPTORS)
-
-
-class TurnedAway:
-    """Connections that got one answer and no place, until their clients have had time to read it.
-
-    To close at once would be to reset a client that is still sending, and destroy the answer.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._waiting: deque[tuple[float, socket.socket]] = deque()
-
-    def add(self, raw: socket.socket, answer: bytes, now: float) -> None:
-        """Say this and no more; close later, or at once if too many wait."""
-        with suppress(OSError):  # mostly: nothing has come yet
-            raw.recv(RECEIVE)  # what is unread would reset the connection, too
-        try:
-            raw.send(answer)
-            raw.shutdown(socket.SHUT_WR)
-        except OSError:
-            raw.close()
-            return
-        self._waiting.append((now + self._seconds, raw))
-        if len(self._waiting) > TURNED_AWAY:
-            self._close_first()
-
-    def close(self, now: float) -> None:
-        """Close those whose time is over."""
-        while self._waiting and self._waiting[0][0] <= now:
-            self._close_first()
-
-    def _close_first(self) -> None:
-        _, raw = self._waiting.popleft()
-        raw.close()
-
-
-class WantsToWrite(BlockingIOError):
-    """TLS cannot read on before it has written: a handshake that the client takes slowly."""
-
-
-class TLSConnection:
-    """A socket that turns to TLS with its first octet, and looks like a plain one afterwards."""
-
-    def __init__(self, raw: socket.socket, context: ssl.SSLContext) -> None:
-        self._socket = raw
-        self._context: ssl.SSLContext | None = context  # until it is known what the client speaks
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
-    def recv(self, size: int) -> bytes:
-        if self._context is not None:
-            self._begin(self._context)
-        try:
-            return self._socket.recv(size)  # the first calls do the handshake
-        except ssl.SSLWantReadError:
-            raise BlockingIOError from None
-        except ssl.SSLWantWriteError:
-            raise WantsToWrite from None
-
-    def send(self, octets: bytes) -> int:
-        try:
-            return self._socket.send(octets)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise BlockingIOError from None
-
-    def _begin(self, context: ssl.SSLContext) -> None:
-        first = self._socket.recv(1, socket.MSG_PEEK)
-        self._context = None
-        if first == b"\x16":  # RFC 8446 §5.1: a handshake record
-            self._socket = context.wrap_socket(
-                self._socket, server_side=True, do_handshake_on_connect=False
-            )
-        elif first:
-            raise Refused(400, "This port speaks TLS: use https:// in the URL.")
-
-    def shutdown(self, how: int) -> None:
-        self._say_goodbye()
-        self._socket.shutdown(how)
-
-    def close(self) -> None:
-        self._say_goodbye()
-        self._socket.close()
-
-    def _say_goodbye(self) -> None:
-        # RFC 8446 §6.1: without it, the client cannot tell an end from a cut. Its own is not waited
-        # for.
-        if isinstance(self._socket, ssl.SSLSocket):
-            with suppress(OSError, ValueError):
-                self._socket.unwrap()
-
-
-Connection = Union[socket.socket, TLSConnection]

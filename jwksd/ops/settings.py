@@ -218,6 +218,7 @@ class Settings:
     tls_key: str | None = setting(None, filled, "FILE", "its private key (PEM)")
     max_connections: int = setting("10000", positive, "COUNT", "open at once")
     max_per_client: int = setting("2000", positive, "COUNT", "open at once from one address")
+    max_body: int = setting("8192", positive, "OCTETS", "of a request's body")
     access_log: str = setting(
         "text", one_of("text", "json", "off"), "FORMAT", "a line per request: text, json or off"
     )

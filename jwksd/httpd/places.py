@@ -1,0 +1,117 @@
+"""Who gets a place among the connections, who gives theirs up, and who is served next.
+
+Rules of this file:
+- No I/O but for those who are turned away, and no clock.
+- A source is an IPv4 address, or the /64, /56 and /48 around an IPv6 address with growing shares:
+  one customer has at least the first and at most the last (RFC 6177).
+
+It leaves out: how many requests a source may make; that is the limiter's.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+from contextlib import suppress
+from ipaddress import IPv6Address
+
+TURNED_AWAY = 16  # connections without a place that are open at a time
+READ = 16_384  # octets of what those have sent: read, so that the answer survives
+WIDER = ((7, 1.5), (6, 2.0))  # octets of a /56 and a /48; so many times the share of a /64
+
+
+@functools.lru_cache(maxsize=4_096)  # the clients of a busy minute
+def sources_of(client: str) -> tuple[tuple[str, float], ...]:
+    """What a connection is counted as: each source, and how many shares that one has."""
+    if ":" not in client:
+        return ((client, 1.0),)
+    octets = IPv6Address(client).packed
+    wider = [(octets[:size].hex(), shares) for size, shares in WIDER]
+    return ((octets[:8].hex(), 1.0), *wider)
+
+
+class Shares:
+    """How many connections each source has; a share is `most` of them."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.taken: Counter[str] = Counter()
+
+    def has_room(self, client: str) -> bool:
+        """Whether all sources of the client have some of their shares left."""
+        if client == "unix":  # whoever reaches the file is a proxy
+            return True
+        return all(self.taken[name] < shares * self._most for name, shares in sources_of(client))
+
+    def take(self, client: str) -> None:
+        """Count one more connection."""
+        for name, _ in sources_of(client):
+            self.taken[name] += 1
+
+    def give_back(self, client: str) -> None:
+        """Count one connection less."""
+        for name, _ in sources_of(client):
+            self.taken[name] -= 1
+            if not self.taken[name]:
+                del self.taken[name]
+
+
+class Turns:
+    """What waits for a turn of the loop; sources take turns, so that many of one delay only it."""
+
+    def __init__(self) -> None:
+        # By source; the turn of the first one is next.
+        self._waiting: OrderedDict[str, deque[Callable[[], None]]] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def put(self, client: str, react: Callable[[], None]) -> None:
+        """Add something behind what waits for the same source."""
+        self._waiting.setdefault(sources_of(client)[0][0], deque()).append(react)
+
+    def take(self, most: int) -> list[Callable[[], None]]:
+        """What comes next; the source of each goes to the end."""
+        taken: list[Callable[[], None]] = []
+        while self._waiting and len(taken) < most:
+            source, waiting = self._waiting.popitem(last=False)
+            taken.append(waiting.popleft())
+            if waiting:
+                self._waiting[source] = waiting
+        return taken
+
+
+class TurnedAway:
+    """Connections that got one answer and no place, until their clients have had time to read it.
+
+    To close at once would be to reset a client that is still sending, and destroy the answer.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._waiting: deque[tuple[float, socket.socket]] = deque()
+
+    def add(self, raw: socket.socket, answer: bytes, now: float) -> None:
+        """Say this and no more; close later, or at once if too many wait."""
+        with suppress(OSError):  # mostly: nothing has come yet
+            raw.recv(READ)  # what is unread would reset the connection, too
+        try:
+            raw.send(answer)
+            raw.shutdown(socket.SHUT_WR)
+        except OSError:
+            raw.close()
+            return
+        self._waiting.append((now + self._seconds, raw))
+        if len(self._waiting) > TURNED_AWAY:
+            self._close_first()
+
+    def close(self, now: float) -> None:
+        """Close those whose time is over."""
+        while self._waiting and self._waiting[0][0] <= now:
+            self._close_first()
+
+    def _close_first(self) -> None:
+        _, raw = self._waiting.popleft()
+        raw.close()
