@@ -93,6 +93,33 @@ class Opening(TemporaryFolder):
         with self.assertRaisesRegex(CannotOpen, "version 99"):
             self.open_database()
 
+    def test_brings_the_first_files_up_to_date_and_keeps_their_rows(self):
+        later = ("account_claims", "account_names", "key_policy")  # joined after the first schema
+        current = sorted(self.tables())
+        for version in (0, 1):
+            for lacking in (later, later[:2]):
+                with self.subTest(version=version, lacking=lacking):
+                    self.make_early_file(version, lacking)
+                    self.assertEqual(sorted(self.tables()), current)
+                    self.assertEqual(self.read("SELECT username FROM users"), [("ada",)])
+
+    def make_early_file(self, version, lacking):
+        self.path.unlink()
+        self.open_database().close()
+        with sqlite3.connect(self.path) as early:
+            early.execute("INSERT INTO users(username, password_hash) VALUES ('ada', 'x')")
+            for table in lacking:
+                early.execute(f"DROP TABLE {table}")
+            early.execute(f"PRAGMA user_version={version}")
+        early.close()
+
+    def tables(self):
+        return self.read("SELECT name FROM sqlite_master WHERE type = 'table'")
+
+    def read(self, sql):
+        with contextlib.closing(self.open_database()) as database:
+            return database.read(sql)
+
     def test_names_a_missing_directory(self):
         self.path = self.folder / "nowhere" / "keys.db"
         with self.assertRaisesRegex(CannotOpen, "directory does not exist"):
