@@ -30,13 +30,25 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Callable, NamedTuple, TextIO
 
+# Our modules stand beside this file, also if it is reached through a link or by `python -I`.
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+
+from jwksd.ops import packages
+
+try:
+    from jwksd.store import accounts, claims, keystore, logins, names
+except ModuleNotFoundError as missing:
+    packages.refuse_without(missing)
+
 from jwksd.ops import doctor, process, secret, settings, startup
-from jwksd.store import accounts, claims, keystore, logins, names
+from jwksd.ops.installation import Installation
 from jwksd.store.database import CannotOpen, Database, Unavailable
 from jwksd.store.sqlite import ReadOnly
+
+sys.path.pop(0)
 
 Lines = Iterable[str]
 FOLLOW_SECONDS = 0.5  # between two looks; one costs some microseconds
@@ -46,53 +58,32 @@ class Refused(Exception):
     """The command cannot be carried out; the sentence says why."""
 
 
-class Desk(NamedTuple):
-    """What a command works with."""
-
-    config: settings.Settings
-    database: Database
-    environ: MutableMapping[str, str]
-    stdin: TextIO | None  # None if it was closed
-
-    def accounts(self) -> accounts.Accounts:
-        """The users."""
-        return accounts.Accounts(self.database, cost=self.config.argon2)
-
-    def log(self) -> logins.LoginLog:
-        """The login log."""
-        return logins.LoginLog(self.database, time.time)
-
-    def keys(self) -> keystore.KeyStore:
-        """The keys, opened with the secret that the server would use."""
-        current, previous = secret.load_secret(self.database, self.environ, tell)
-        # What the server decides by, which may have been started with flags that we were not.
-        policy = keystore.remembered_policy(self.database) or self.config.policy
-        keys = keystore.KeyStore(self.database, current, policy, previous=previous, log=tell)
-        keys.open()
-        return keys
+def opened_keys(place: Installation) -> keystore.KeyStore:
+    """The keys, opened with the secret that the server would use."""
+    return place.keys(*secret.load_secret(place.database, place.environ, tell), tell)
 
 
-def keys_list(desk: Desk, options: argparse.Namespace) -> Lines:
+def keys_list(place: Installation, options: argparse.Namespace) -> Lines:
     """Every key: kid, expiry and what it is for now."""
     yield "kid\texpires\tstate"
-    if keystore.has_keys(desk.database):
-        for kid, exp, state in desk.keys().listing():
+    if keystore.has_keys(place.database):
+        for kid, exp, state in opened_keys(place).listing():
             yield f"{kid}\t{shown_time(exp)}\t{state}"
 
 
-def keys_rotate(desk: Desk, options: argparse.Namespace) -> Lines:
+def keys_rotate(place: Installation, options: argparse.Namespace) -> Lines:
     """Make a new key and end the older ones early; prints its kid."""
-    kid, signs = desk.keys().rotate(at_once=options.now)
+    kid, signs = opened_keys(place).rotate(at_once=options.now)
     tell(f"it signs from {shown_time(signs)} UTC on; tokens that older keys signed stay good")
     if options.now:
         tell("clients with an older copy of the JWKS refuse new tokens until they fetch it again")
     return [kid]
 
 
-def keys_revoke(desk: Desk, options: argparse.Namespace) -> Lines:
+def keys_revoke(place: Installation, options: argparse.Namespace) -> Lines:
     """Delete a key at once, with every token it signed; prints the kid of one made instead."""
     try:
-        made = desk.keys().revoke(options.kid, replace=not options.no_replacement)
+        made = opened_keys(place).revoke(options.kid, replace=not options.no_replacement)
     except keystore.UnknownKey as error:
         raise Refused(str(error)) from None
     tell(
@@ -102,17 +93,17 @@ def keys_revoke(desk: Desk, options: argparse.Namespace) -> Lines:
     return [] if made is None else [made]
 
 
-def keys_export(desk: Desk, options: argparse.Namespace) -> Lines:
+def keys_export(place: Installation, options: argparse.Namespace) -> Lines:
     """Print the JWKS that the server publishes now."""
-    known = keystore.has_keys(desk.database)
-    return [json.dumps(desk.keys().published().document() if known else {"keys": []})]
+    known = keystore.has_keys(place.database)
+    return [json.dumps(opened_keys(place).published().document() if known else {"keys": []})]
 
 
-def rekey(desk: Desk, options: argparse.Namespace) -> Lines:
+def rekey(place: Installation, options: argparse.Namespace) -> Lines:
     """Seal every key that NOT_MY_KEY_PREVIOUS opens with NOT_MY_KEY; prints how many."""
-    if not keystore.has_keys(desk.database):
+    if not keystore.has_keys(place.database):
         raise Refused("there are no keys to seal anew")
-    count = desk.keys().rekey(dry_run=options.dry_run)
+    count = opened_keys(place).rekey(dry_run=options.dry_run)
     if options.dry_run:
         tell("no key was changed")
     elif count:
@@ -120,34 +111,34 @@ def rekey(desk: Desk, options: argparse.Namespace) -> Lines:
     return [str(count)]
 
 
-def backup(desk: Desk, options: argparse.Namespace) -> Lines:
+def backup(place: Installation, options: argparse.Namespace) -> Lines:
     """Copy the database to a new file while the server runs."""
     try:
-        desk.database.backup(options.file)
+        place.database.backup(options.file)
     except CannotOpen as error:
         raise Refused(str(error)) from None
     tell("the secret is not in it: keep a copy of that as well, and somewhere else")
     return []
 
 
-def users_list(desk: Desk, options: argparse.Namespace) -> Lines:
+def users_list(place: Installation, options: argparse.Namespace) -> Lines:
     """Every account, by name."""
     yield "username\temail\tregistered\tlast login"
-    for name, email, registered, last_login in desk.accounts().users():
+    for name, email, registered, last_login in place.accounts().users():
         yield listed(name, email or "-", registered, last_login or "never")
 
 
-def users_add(desk: Desk, options: argparse.Namespace) -> Lines:
+def users_add(place: Installation, options: argparse.Namespace) -> Lines:
     """Create an account; its password is read from standard input, or generated and printed."""
     name = names.checked_new_name(options.name)
     email = None if options.email is None else names.checked_email(options.email)
     try:
         if not options.password_stdin:
-            return [desk.accounts().register(name, email)]
-        if desk.stdin is None:
+            return [place.accounts().register(name, email)]
+        if sys.stdin is None:
             raise Refused("standard input is closed: there is no password to read")
-        password = given_password(desk.stdin)
-        desk.accounts().add(name, email, names.checked_password(password))
+        password = given_password(sys.stdin)
+        place.accounts().add(name, email, names.checked_password(password))
     except accounts.NameTaken:
         raise Refused("the name or the e-mail address is taken") from None
     return []
@@ -162,15 +153,15 @@ def given_password(stdin: TextIO) -> str:
     return password[:-1] if password.endswith("\n") else password
 
 
-def users_reset(desk: Desk, options: argparse.Namespace) -> Lines:
+def users_reset(place: Installation, options: argparse.Namespace) -> Lines:
     """Give an account a new generated password and print it; the old one ends at once."""
-    users = desk.accounts()
+    users = place.accounts()
     return [users.reset(users.stored_name(options.name))]
 
 
-def users_delete(desk: Desk, options: argparse.Namespace) -> Lines:
+def users_delete(place: Installation, options: argparse.Namespace) -> Lines:
     """Delete an account and retire its name. Tokens it holds stay valid until they expire."""
-    users = desk.accounts()
+    users = place.accounts()
     name = users.stored_name(options.name)
     try:
         users.delete(name)
@@ -183,9 +174,9 @@ def users_delete(desk: Desk, options: argparse.Namespace) -> Lines:
     return []
 
 
-def users_claims(desk: Desk, options: argparse.Namespace) -> Lines:
+def users_claims(place: Installation, options: argparse.Namespace) -> Lines:
     """Show the claims of an account's tokens, after the changes given: CLAIM=TEXT, CLAIM:=JSON."""
-    users = desk.accounts()
+    users = place.accounts()
     name = users.stored_name(options.name)
     found = users.set_claims(name, options.changes) if options.changes else users.claims(name)
     yield "claim\tvalue"
@@ -193,15 +184,15 @@ def users_claims(desk: Desk, options: argparse.Namespace) -> Lines:
         yield listed(claim, json.dumps(value, ensure_ascii=False))
 
 
-def log(desk: Desk, options: argparse.Namespace) -> Lines:
+def log(place: Installation, options: argparse.Namespace) -> Lines:
     """Show the attempts to log in, oldest first; with --summary their number by address."""
-    user = None if options.user is None else desk.accounts().stored_name(options.user)
+    user = None if options.user is None else place.accounts().stored_name(options.user)
     wanted = logins.Wanted(options.outcome, options.address, user, options.since)
     if options.summary and (options.follow or options.last):
         raise Refused("--summary counts what is there: leave out --follow and --last")
     if options.summary:
-        return log_summary(desk.log(), wanted)
-    return log_rows(desk, wanted, options.last, options.follow)
+        return log_summary(place.logins(), wanted)
+    return log_rows(place, wanted, options.last, options.follow)
 
 
 def log_summary(kept: logins.LoginLog, wanted: logins.Wanted) -> Lines:
@@ -211,14 +202,14 @@ def log_summary(kept: logins.LoginLog, wanted: logins.Wanted) -> Lines:
         yield listed(*row)
 
 
-def log_rows(desk: Desk, wanted: logins.Wanted, last: int | None, follow: bool) -> Lines:
+def log_rows(place: Installation, wanted: logins.Wanted, last: int | None, follow: bool) -> Lines:
     """The attempts, and those to come until Ctrl-C."""
     yield "time\taddress\toutcome\tuser"
-    kept, stamp = desk.log(), object()
+    kept, stamp = place.logins(), object()
     after = 0 if last is None else kept.before_last(wanted, last)
     while True:
         # Looked at before the rows are: what is added meanwhile changes the next stamp.
-        seen, stamp = stamp, desk.database.stamp()
+        seen, stamp = stamp, place.database.stamp()
         if stamp != seen:
             newest = kept.newest_number()
             # Somebody emptied the log, and its numbers may have begun anew.
@@ -234,9 +225,8 @@ def log_rows(desk: Desk, wanted: logins.Wanted, last: int | None, follow: bool) 
         time.sleep(FOLLOW_SECONDS)
 
 
-def diagnose(desk: Desk, options: argparse.Namespace) -> Lines:
+def diagnose(place: Installation, options: argparse.Namespace) -> Lines:
     """Say whether this installation is sound, and what to do where it is not; changes nothing."""
-    place = doctor.Place(desk.config, ReadOnly(desk.config.db), desk.environ, time.time())
     problems = 0
     yield "check\tstate\tfinding"
     for finding in doctor.examine(place):
@@ -300,7 +290,7 @@ LOG_OPTIONS = (
     Argument("--since", {"type": moment, "metavar": "WHEN", "help": "1h ago, or a time in UTC"}),
 )
 
-Command = Callable[[Desk, argparse.Namespace], Lines]
+Command = Callable[[Installation, argparse.Namespace], Lines]
 COMMANDS: dict[str, tuple[Command, tuple[Argument, ...]]] = {
     "keys list": (keys_list, ()),
     "keys rotate": (keys_rotate, (NOW,)),
@@ -469,7 +459,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A name that the terminal cannot spell is escaped rather than an error.
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        for line in options.run(Desk(config, database, environ, sys.stdin), options):
+        for line in options.run(Installation(config, database, environ, time.time), options):
             print(line)
         sys.stdout.flush()
     except (settings.ConfigurationError, CannotOpen, keystore.WrongSecret) as error:

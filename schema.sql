@@ -52,6 +52,8 @@ CREATE TABLE IF NOT EXISTS auth_logs(
     FOREIGN KEY(user_id) REFERENCES users(id)
 );
 
+DROP INDEX IF EXISTS auth_logs_user_id;  -- of the first files
+
 -- How an attempt ended: one row per row of auth_logs, which has no column to spare for it.
 CREATE TABLE IF NOT EXISTS auth_outcomes(
     log_id INTEGER PRIMARY KEY,             -- auth_logs.id

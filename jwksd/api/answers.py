@@ -160,9 +160,8 @@ FAILURES: dict[type[BaseException], Callable[[BaseException], Response]] = {
         403, "registration_closed", "Registration is closed; ask the operator for an account."
     ),
     limits.Limited: lambda failure: failure.args[0],
-    inputs.Malformed: refuse_malformed,
-    inputs.UnsupportedMediaType: refuse_media_type,
     names.Malformed: refuse_malformed,
+    inputs.UnsupportedMediaType: refuse_media_type,
     accounts.NameTaken: constant(409, "already_registered", "The name or e-mail address is taken."),
     httpd.Overloaded: refuse_overloaded,
     accounts.Busy: constant(503, "busy", "There is no memory to hash with; try again.", RETRY_SOON),

@@ -11,7 +11,7 @@ Rules of this file:
 - Bounded before parsed: the nesting is counted in the bytes, the size was bounded by the server.
 - A refusal names what is wrong, never what was sent.
 
-Left out: what the values mean. Names and passwords are judged in accounts.py.
+It leaves out: what the values mean. names.py says what may be a name, accounts.py whose it is.
 """
 
 from __future__ import annotations
@@ -23,15 +23,13 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
+from jwksd.store.names import Malformed
+
 # Counted in the text, brackets inside strings too: a password of 17 braces has to come as a form.
 MAX_NESTING = 16  # json.loads recurses: 1,000 levels exhaust the stack of older interpreters
 MAX_FIELDS = 16  # of a form; we read three
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
-
-
-class Malformed(ValueError):
-    """The request cannot be read; the sentence says why."""
 
 
 class UnsupportedMediaType(ValueError):

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jwksd.api import inputs
-from jwksd.store.names import checked_name, checked_password
+from jwksd.store.names import Malformed, checked_name, checked_password
 
 PASSWORD, CLIENT_CREDENTIALS = GRANTS = ("password", "client_credentials")
 TARGETS = ("resource", "audience")  # RFC 8707 §2, RFC 8693 §2.1; may be repeated
@@ -73,7 +73,7 @@ def token_request(headers: Mapping[str, str], body: bytes) -> TokenRequest:
         # RFC 6749 §3.2: a parameter without a value counts as left out.
         return grant_request(headers, {k: v for k, v in members.items() if v not in ("", None)})
     if any(isinstance(members.get(name), inputs.Repeated) for name in TARGETS):
-        raise inputs.Malformed("a member occurs twice")
+        raise Malformed("a member occurs twice")
     name, password = inputs.name_and_password(headers, members)
     basic = inputs.uses_basic(headers)
     return TokenRequest(checked_name(name), checked_password(password), basic)
@@ -118,7 +118,7 @@ def client_authentication(
     # either way; some clients spell each of their hyphens %2D.
     basic_client, basic_secret = map(form_decoded, given)
     if secret or client not in ("", basic_client):
-        raise inputs.Malformed("authenticate the client in one way only (RFC 6749 §2.3)")
+        raise Malformed("authenticate the client in one way only (RFC 6749 §2.3)")
     return basic_client, basic_secret, True
 
 
@@ -127,7 +127,7 @@ def form_decoded(text: str) -> str:
     try:
         return urllib.parse.unquote_plus(text, errors="strict")
     except UnicodeDecodeError:
-        raise inputs.Malformed("Basic credentials must be form-encoded UTF-8") from None
+        raise Malformed("Basic credentials must be form-encoded UTF-8") from None
 
 
 def requested_scope(members: Mapping[str, object]) -> str | None:

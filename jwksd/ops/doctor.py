@@ -28,20 +28,23 @@ import shlex
 import shutil
 import sqlite3
 import stat
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
+from jwksd import __version__
 from jwksd.ops import ownership, settings, startup
 from jwksd.ops import secret as secret_file
-from jwksd.store import accounts, keystore
+from jwksd.ops.installation import Installation
+from jwksd.ops.packages import FLOORS
+from jwksd.store import keystore
 from jwksd.store.database import CannotOpen, Unavailable
-from jwksd.store.logins import LoginLog, utc_text
+from jwksd.store.logins import utc_text
 from jwksd.store.sqlite import SCHEMA_VERSION, ReadOnly
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 
-PACKAGES = {"cryptography": (42,), "argon2-cffi": (23, 1)}  # as requirements.txt asks
 # sqlite.org's release notes: before it, two connections that write and checkpoint in the same
 # moment can, rarely, damage the file.
 SQLITE_SOUND = (3, 51, 3)
@@ -64,13 +67,16 @@ class Finding(NamedTuple):
     text: str  # what was found, and what to do
 
 
-class Place(NamedTuple):
-    """The installation, and the time on its clock."""
+@dataclass(frozen=True)
+class Examined(Installation):
+    """An installation to look at: its database is read and never written."""
 
-    config: settings.Settings
     database: ReadOnly
-    environ: MutableMapping[str, str]
-    now: float
+
+    @property
+    def now(self) -> float:
+        """The time on its clock."""
+        return self.clock()
 
     def beside(self, suffix: str) -> Path:
         """A file that belongs to the database."""
@@ -80,15 +86,22 @@ class Place(NamedTuple):
         return path.with_name(path.name + suffix)
 
 
-Check = Callable[[Place], Optional[Verdict]]  # None: it does not apply
+Check = Callable[[Examined], Optional[Verdict]]  # None: it does not apply
 
 
-def examine(place: Place) -> Iterator[Finding]:
-    """Every check in turn.
+def examine(installation: Installation) -> Iterator[Finding]:
+    """Every check in turn. The clock stands still meanwhile.
 
     Raises:
         CannotOpen: the server could not open the database either; the last finding says why.
     """
+    now = installation.clock()
+    place = Examined(
+        installation.config,
+        ReadOnly(installation.config.db),
+        installation.environ,
+        lambda: now,
+    )
     yield from carry_out(OUTSIDE, place)
     try:
         place.database.require_ours(startup.require_ours)
@@ -101,7 +114,7 @@ def examine(place: Place) -> Iterator[Finding]:
         yield from carry_out(INSIDE, place)
 
 
-def carry_out(checks: Mapping[str, Check], place: Place) -> Iterator[Finding]:
+def carry_out(checks: Mapping[str, Check], place: Examined) -> Iterator[Finding]:
     """The findings of those that apply."""
     for name, check in checks.items():
         try:
@@ -125,12 +138,17 @@ def verdict(problems: list[str], notes: list[str], fine: str) -> Verdict:
 # -- the machine
 
 
-def python(place: Place) -> Verdict:
+def version_of_ours(place: Examined) -> Verdict:
+    """The server's own."""
+    return OK, f"jwks-server {__version__}"
+
+
+def python(place: Examined) -> Verdict:
     """The interpreter."""
     return OK, f"{platform.python_implementation()} {platform.python_version()}"
 
 
-def sqlite(place: Place) -> Verdict:
+def sqlite(place: Examined) -> Verdict:
     """The library, and its known error."""
     if sqlite3.sqlite_version_info >= SQLITE_SOUND:
         return OK, sqlite3.sqlite_version
@@ -141,13 +159,13 @@ def sqlite(place: Place) -> Verdict:
     )
 
 
-def packages(place: Place) -> Verdict:
+def packages(place: Examined) -> Verdict:
     """The two that are needed."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    found = {name: importlib.metadata.version(name) for name in FLOORS}
     old = [
         f"{name} {version} is too old: pip install -r requirements.txt"
         for name, version in found.items()
-        if tuple(map(int, re.findall("[0-9]+", version)[:2])) < PACKAGES[name]
+        if tuple(map(int, re.findall("[0-9]+", version)[:2])) < FLOORS[name]
     ]
     return verdict(old, [], ", ".join(f"{name} {version}" for name, version in found.items()))
 
@@ -155,7 +173,7 @@ def packages(place: Place) -> Verdict:
 # -- the files, with the database still closed
 
 
-def directory(place: Place) -> Verdict:
+def directory(place: Examined) -> Verdict:
     """Whether the files that SQLite and the first start make can be made, and by nobody else."""
     folder = place.database.path.parent
     if not folder.is_dir():
@@ -169,7 +187,7 @@ def directory(place: Place) -> Verdict:
     return verdict(problems, [], str(folder))
 
 
-def disk(place: Place) -> Verdict | None:
+def disk(place: Examined) -> Verdict | None:
     """Room for what will be written, and for a backup."""
     if not place.database.path.parent.is_dir():
         return None
@@ -182,7 +200,7 @@ def disk(place: Place) -> Verdict | None:
     return OK, f"{shown(free)} free"
 
 
-def files(place: Place) -> Verdict | None:
+def files(place: Examined) -> Verdict | None:
     """Who may read and write them."""
     ours = [place.beside(suffix) for suffix in ("", "-wal", "-shm", ".secret")]
     existing = [path for path in ours if path.is_file()]
@@ -203,7 +221,7 @@ def names(paths: Iterable[Path]) -> str:
     return " ".join(shlex.quote(path.name) for path in paths)
 
 
-def ownership_of(place: Place) -> Verdict | None:
+def ownership_of(place: Examined) -> Verdict | None:
     """Whether they are the server's own, and not made by somebody else before it."""
     ours = [*ownership.database_files(place.database.path), place.beside(".secret")]
     stranger = ownership.strangers(ours)
@@ -212,7 +230,7 @@ def ownership_of(place: Place) -> Verdict | None:
     return (OK, "the server's user, or root") if any(path.exists() for path in ours) else None
 
 
-def wal(place: Place) -> Verdict | None:
+def wal(place: Examined) -> Verdict | None:
     """The write-ahead log: there while a server runs, or after it was killed."""
     log = place.beside("-wal")
     size = log.stat().st_size if log.exists() else None
@@ -242,7 +260,7 @@ def schema(version: int, missing: list[str]) -> Verdict:
     return verdict(lost, [], f"schema version {version}")
 
 
-def integrity(place: Place) -> Verdict:
+def integrity(place: Examined) -> Verdict:
     """Every page of the file, damaged or not."""
     try:
         damage = place.database.damage()
@@ -256,7 +274,7 @@ def integrity(place: Place) -> Verdict:
     )
 
 
-def secret(place: Place) -> Verdict:
+def secret(place: Examined) -> Verdict:
     """What the keys are opened with."""
     warnings: list[str] = []
     found, _ = find_secret(place, warnings)
@@ -271,18 +289,18 @@ def secret(place: Place) -> Verdict:
     return NOTE, "none yet: the server's start makes one, unless NOT_MY_KEY is set"
 
 
-def is_given(place: Place) -> bool:
+def is_given(place: Examined) -> bool:
     """Whether the variables say which secret, so that the generated one is not read."""
     return bool(place.environ.keys() & {"NOT_MY_KEY", "NOT_MY_KEY_FILE"})
 
 
-def find_secret(place: Place, warnings: list[str]) -> tuple[bytes | None, bytes | None]:
+def find_secret(place: Examined, warnings: list[str]) -> tuple[bytes | None, bytes | None]:
     """The secret and the previous one; the variables stay for the next check."""
     environ = dict(place.environ)
     return secret_file.find_secret(place.database.path, environ, warnings.append)
 
 
-def keys(place: Place) -> Verdict | None:
+def keys(place: Examined) -> Verdict | None:
     """Whether they open."""
     said: list[str] = []
     store = open_keys(place, said)
@@ -300,30 +318,20 @@ def keys(place: Place) -> Verdict | None:
     return verdict([*said, *advice] if damaged else [], notes, f"{len(listing)}, all of them open")
 
 
-def open_keys(place: Place, said: list[str]) -> keystore.KeyStore | None:
+def open_keys(place: Examined, said: list[str]) -> keystore.KeyStore | None:
     """The keys as the server opens them; None if there is no secret to open any with."""
     found, previous = find_secret(place, [])
     if found is None:
         return None
-    policy = keystore.remembered_policy(place.database) or place.config.policy
-    store = keystore.KeyStore(
-        place.database,
-        found,
-        policy,
-        previous=previous,
-        log=said.append,
-        clock=lambda: place.now,
-    )
     try:
-        store.open()
+        return place.keys(found, previous, said.append)
     except keystore.WrongSecret as error:
         unread = place.beside(".secret")
         hint = f"; {unread} is not read while NOT_MY_KEY is set" if unread.exists() else ""
         raise keystore.WrongSecret(f"{error}{hint if is_given(place) else ''}") from error
-    return store
 
 
-def rotation(place: Place) -> Verdict | None:
+def rotation(place: Examined) -> Verdict | None:
     """Whether a token can be signed, now and later."""
     try:
         store = open_keys(place, [])
@@ -353,9 +361,9 @@ def rotation(place: Place) -> Verdict | None:
     return verdict([], far, f"the next key is due at {moment(due)}")
 
 
-def users(place: Place) -> Verdict:
+def users(place: Examined) -> Verdict:
     """Whether each can log in, and at which cost."""
-    found, twins = desk(place).hashes(), desk(place).twins()
+    found, twins = place.accounts().hashes(), place.accounts().twins()
     problems, notes = [], []
     if twins:
         notes.append(
@@ -375,9 +383,9 @@ def users(place: Place) -> Verdict:
     return verdict(problems, notes, str(found.total))
 
 
-def log(place: Place) -> Verdict:
+def log(place: Examined) -> Verdict:
     """Its size, and whether old rows are removed."""
-    first, _, rows = kept(place).extent()
+    first, _, rows = place.logins().extent()
     keep = place.config.log_retention
     if not rows:
         return OK, "no attempts"
@@ -390,9 +398,9 @@ def log(place: Place) -> Verdict:
     return OK, found
 
 
-def clock(place: Place) -> Verdict:
+def clock(place: Examined) -> Verdict:
     """Whether something was written later than now."""
-    _, last, _ = kept(place).extent()
+    _, last, _ = place.logins().extent()
     newest = max(last, utc_text(place.database.path.stat().st_mtime))
     if newest <= utc_text(place.now + SKEW):
         return OK, moment(place.now)
@@ -400,16 +408,6 @@ def clock(place: Place) -> Verdict:
         f"it is {moment(place.now)}, and something was written at {newest:.19}: if the clock is "
         "behind, set it; if it was ahead then, nothing is to do"
     )
-
-
-def desk(place: Place) -> accounts.Accounts:
-    """The users."""
-    return accounts.Accounts(place.database, cost=place.config.argon2)
-
-
-def kept(place: Place) -> LoginLog:
-    """The log."""
-    return LoginLog(place.database, lambda: place.now)
 
 
 def shown(size: int) -> str:
@@ -426,6 +424,7 @@ def moment(seconds: float) -> str:
 
 
 OUTSIDE: dict[str, Check] = {
+    "version": version_of_ours,
     "python": python,
     "sqlite": sqlite,
     "packages": packages,

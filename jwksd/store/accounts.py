@@ -1,19 +1,20 @@
-"""Users and their Argon2id hashes: who is it, and may he have a token?
+"""Users and their Argon2id hashes: who is it, and may they have a token?
 
-    register       name, e-mail -> a generated password, shown once
+    new_account    name, e-mail, password -> a row; `insert` has it written
     authenticate   name, password -> the account; exactly one hashing step, whoever asks
     record         what came of it, on disk before the answer leaves
 
 Rules of this file:
 - Unknown user and wrong password cost the same and look the same: one Argon2 verification, against
   the stored hash or against a dummy made with the same parameters.
-- Whoever calls is who hashes: a server has no more threads for that than cores, since each takes
-  19 MiB, which the C library keeps, and more would only take turns.
-- What is in the transaction that logs an attempt decides: a password that was changed meanwhile, by
-  whichever process, is not acknowledged.
+- The calling thread hashes. A server has as many threads for that as cores: each takes 19 MiB,
+  which the C library keeps, and more of them would only take turns.
+- The transaction that logs an attempt decides: if the name, the password or the claims were changed
+  meanwhile, by any process, the login is not acknowledged.
 
-SQL that changes `users`, and argon2, stay in this file. What is a name is in names.py, the log of
-the attempts in attempts.py.
+SQL that changes `users` and the tables of names and claims stays in this file, and so does the
+hashing of passwords (sealing.py derives keys with the same package). names.py says what a name is,
+logins.py keeps the login log.
 """
 
 from __future__ import annotations
@@ -281,17 +282,6 @@ class Accounts:
 
     # -- the way of a request
 
-    def register(self, name: str, email: str | None) -> str:
-        """Create an account with a generated password (a UUIDv4, RFC 9562) and return it.
-
-        Raises:
-            NameTaken: the name or the address is in use.
-            Busy, Unavailable: not now; nothing was changed.
-        """
-        password = str(uuid.uuid4())
-        self.add(name, email, password)
-        return password
-
     def remembered(self, name: str, password: str) -> User | None:
         """The account of this name, if exactly this password was verified for it lately.
 
@@ -366,6 +356,17 @@ class Accounts:
         self._database.append(write_accounts, account, future, result)
 
     # -- the operator's commands
+
+    def register(self, name: str, email: str | None) -> str:
+        """Create an account with a generated password (a UUIDv4, RFC 9562) and return it.
+
+        Raises:
+            NameTaken: the name or the address is in use.
+            Busy, Unavailable: not now; nothing was changed.
+        """
+        password = str(uuid.uuid4())
+        self.add(name, email, password)
+        return password
 
     def add(self, name: str, email: str | None, password: str) -> None:
         """Create an account with a given password, on disk. Raises as `new_account` does."""

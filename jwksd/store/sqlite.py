@@ -56,6 +56,10 @@ COLUMNS = {
 }
 
 
+# Every version has these. The others hold what can be made again, or what nobody has given yet.
+TABLES = {*COLUMNS, "auth_outcomes"}
+
+
 class SQLite(Database):
     """One SQLite file."""
 
@@ -474,8 +478,18 @@ def _require_ours(connection: sqlite3.Connection, accept: Accept) -> int:
     if version > SCHEMA_VERSION:
         raise CannotOpen(f"its schema has version {version}, newer than this program knows")
     _require_our_columns(connection)
+    if version:
+        _require_our_tables(connection)
     accept(connection)
     return version
+
+
+def _require_our_tables(connection: sqlite3.Connection) -> None:
+    """Refuse a file of ours that has lost a table: an empty one in its place would hide that."""
+    found = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    lost = sorted(TABLES - found)
+    if lost:
+        raise CannotOpen(f"its table {lost[0]} is missing; restore a backup")
 
 
 def _require_our_columns(connection: sqlite3.Connection) -> None:
