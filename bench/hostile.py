@@ -97,6 +97,7 @@ class Seen(NamedTuple):
 def key_updates(target: Target) -> None:
     """One TLS 1.3 connection that sends KeyUpdate records and nothing else; again if it is cut."""
     while not target.over.is_set():
+        time.sleep(0.01)
         with contextlib.suppress(OSError), target.connect() as raw:
             records = KeyUpdates(raw)
             while not target.over.is_set():
@@ -158,7 +159,7 @@ def many_commas(target: Target) -> None:
 def flood(target: Target, connections: int, octets: bytes) -> None:
     """Send this again and again on so many connections; answers are read and dropped."""
     clients: list[tuple[socket.socket, memoryview]] = []
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, contextlib.suppress(OSError):  # the server has ended
         while not target.over.is_set():
             while len(clients) < connections:
                 client = stack.enter_context(target.connect("127.0.0.2"))

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 import unittest
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -104,7 +105,7 @@ class Chunks(unittest.TestCase):
             self.assertGreater(server.turns - turns, 8_000 // STEPS // 2)
 
     def test_that_wait_for_their_turn_do_not_move_a_deadline(self) -> None:
-        deadlines = set()
+        deadlines: set[float] = set()
 
         class Watching(LiveServer):
             def _turn(self) -> None:
@@ -124,10 +125,11 @@ class Chunks(unittest.TestCase):
 
 class Sources(unittest.TestCase):
     def test_take_turns(self) -> None:
-        turns, order = Turns(), []
+        turns = Turns()
+        order: list[str] = []
         for number in range(3):
-            turns.put("192.0.2.1", lambda number=number: order.append(f"a{number}"))
-        turns.put("192.0.2.2", lambda: order.append("b"))
+            turns.put("192.0.2.1", partial(order.append, f"a{number}"))
+        turns.put("192.0.2.2", partial(order.append, "b"))
         for react in turns.take(2) + turns.take(9):
             react()
         self.assertEqual(order, ["a0", "b", "a1", "a2"])
@@ -209,7 +211,8 @@ class Records(unittest.TestCase):
     def test_are_read_so_many_a_turn_and_the_rest_is_told(self) -> None:
         for _ in range(3 * RECORDS):
             self.peer.tls.write(b"a")
-        connection, read = self.peer.connection, []
+        connection = self.peer.connection
+        read: list[bytes] = []
         while sum(map(len, read)) < 3 * RECORDS:
             read.append(connection.recv(0))
             self.assertEqual(connection.unfinished, sum(map(len, read)) < 3 * RECORDS)
