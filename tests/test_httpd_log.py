@@ -60,6 +60,21 @@ class Lines(unittest.TestCase):
         self.assertEqual(log.dropped, 0)
         stream.close()
 
+    def test_of_the_operator_have_room_when_the_access_log_floods(self) -> None:
+        reading, stream = pipe_writer()
+        log = LineLog(stream, limit=100)
+        log.write("x" * 200_000)  # more than a pipe holds
+        self.assertTrue(wait_until(lambda: not log._lines))
+        for _ in range(200):
+            log.write_access("access")
+        self.assertEqual((len(log._lines), log.dropped), (90, 110))
+        log.write("the disk is full")
+        self.assertEqual((log._lines[-1], log.dropped), ("the disk is full", 110))
+        os.close(reading)
+        self.assertTrue(log.flush(5))
+        with contextlib.suppress(BrokenPipeError):
+            stream.close()
+
     def test_go_to_a_stream_in_memory_as_well(self) -> None:
         stream = io.StringIO()
         log = LineLog(stream)

@@ -8,10 +8,18 @@ import unittest
 from collections.abc import Callable
 from unittest import mock
 
+from jwksd.httpd import Request
 from jwksd.httpd.places import TURNED_AWAY
-from tests.httpd_live import GET, LAST, Client, LiveServer, statuses, wait_until
+from tests.httpd_live import GET, LAST, Client, LiveServer, Routes, statuses, wait_until
 from tests.support import Clock
 from tests.test_httpd_loop import LIMITS, post
+
+
+class Named(Routes):
+    """Has the field Host name the client."""
+
+    def named_client(self, request: Request) -> str:
+        return request.headers["host"]
 
 
 class Room(unittest.TestCase):
@@ -47,6 +55,49 @@ class Room(unittest.TestCase):
             self.assertGreaterEqual(server.stats.connections_accepted, 3)
             for client in resting:
                 client.connection.close()
+
+    def test_is_made_by_the_oldest_unfinished_request(self) -> None:
+        for unfinished in (b"", GET[:-2], post("/echo", b"abc")[:-1]):
+            with self.subTest(unfinished):
+                self.claim_oldest_gives_way(unfinished)
+
+    def claim_oldest_gives_way(self, unfinished: bytes) -> None:
+        with LiveServer(max_connections=3) as server, contextlib.ExitStack() as stack:
+            clients = []
+            for number in range(1, 4):
+                clients.append(stack.enter_context(server.connect()))
+                clients[-1].send(unfinished)
+                self.assertTrue(
+                    wait_until(lambda number=number: server.stats.connections_open == number)
+                )
+            self.assertEqual(statuses(server.ask(LAST)), [200])
+            self.assertEqual(statuses(clients[0].rest()), [503] if unfinished else [])
+            self.assertEqual(server.stats.gave_way, 1)
+
+    def test_is_short_for_unfinished_requests_once_it_is_crowded(self) -> None:
+        limits = LIMITS._replace(head_time=60.0, body_time=60.0, head_full=0.05, body_full=0.05)
+        for unfinished in (GET[:-2], post("/echo", b"abc")[:-1]):
+            with LiveServer(max_connections=1, limits=limits) as server, server.connect() as slow:
+                slow.send(unfinished)
+                self.assertEqual(statuses(slow.rest()), [408])
+
+    def test_of_a_proxy_is_that_of_the_clients_that_it_names(self) -> None:
+        body = post("/echo", b"abc")[:-1]
+        settings: dict[str, object] = {"max_per_client": 1, "handler": Named}
+        proxied = LiveServer(is_proxy=lambda peer: True, **settings)
+        with proxied as server, contextlib.ExitStack() as stack:
+            first, again, other = (stack.enter_context(server.connect()) for _ in range(3))
+            first.send(body.replace(b"Host: a", b"Host: bob"))
+            self.assertTrue(wait_until(lambda: dict(server._shares.taken) == {"bob": 1}))
+            again.send(body.replace(b"Host: a", b"Host: bob"))
+            refused = again.answer()
+            self.assertEqual((refused.status, refused.headers["retry-after"]), (503, "1"))
+            other.send(body.replace(b"Host: a", b"Host: eve"))
+            self.assertTrue(wait_until(lambda: len(server._shares.taken) == 2))
+            other.send(b"c")
+            self.assertEqual(other.answer().body, b"abc")
+            first.connection.close()
+            self.assertTrue(wait_until(lambda: not server._shares.taken))
 
     def test_is_never_for_more_than_there_are_places(self) -> None:
         with LiveServer(max_connections=2) as server, contextlib.ExitStack() as stack:
