@@ -1,22 +1,25 @@
 """Logins a second, beside the bare cryptography that a login consists of.
 
-    python bench/auth.py [ROUNDS]        (9 if not given)
+    python -m bench.auth [--rounds 9] [--tree DIR]
 
     repeated login   the same credentials again, beside RSA-2048 signatures and nothing else
     first login      `--verified-cache off`, beside one Argon2id verification and one signature
     Flask            an application of a page that does what a first login does (if Flask is there)
 
 The bare figure is that of as many threads as there are cores, in this process. Server and loader
-(one process each, 64 keep-alive connections) share the same cores, so that what the loader spends
-counts against the server. Every round takes a bare figure, then the server's, then a bare one
-again; printed are medians of the rounds, and the ratio of each round to its own two bare figures.
-On a machine that is busy with other things, that ratio says little, because more processes get a
-larger share of it. The ratio of processor times still does: how much of what server and loader
-spend on a login is cryptography.
+(one process each; 8, 16 and 64 kept connections) share the same cores, so that what the loader
+spends counts against the server. Every round takes a bare figure, then the server's, then a bare
+one again; printed are medians of the rounds, and the ratio of each round to its own two bare
+figures. With --tree, our server of another folder takes turns with this one.
+
+On a machine that is busy with other things, the ratio to the bare figure says little, because more
+processes get a larger share of it. The ratio of processor times still does: how much of what server
+and loader spend on a login is cryptography.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib.util
 import multiprocessing
@@ -27,18 +30,18 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import argon2
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.loader import Answers, Load, percentile, post
-from bench.serving import Process, serving
+from bench.serving import ROOT, Process, serving, started
 
-CONNECTIONS = 64
+CLIENTS = (8, 16, 64)  # DESIGN §4
 USERS = 16
 BARE_SECONDS = 0.5  # on either side of
 LOAD_SECONDS = 1.5
@@ -127,80 +130,130 @@ def bare() -> tuple[Callable[[], object], Callable[[], object]]:
 @contextlib.contextmanager
 def flask() -> Iterator[Process]:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", FLASK_APP, str(Path(folder, "flask.db"))]
-        process = Process(command, FLASK_READY)
-        try:
+        words = [sys.executable, "-c", FLASK_APP, str(Path(folder, "flask.db"))]
+        with started(words, ready=FLASK_READY) as process:
             yield process
-        finally:
-            process.end()
 
 
-def loaded(port: int, requests: list[bytes]) -> tuple[Answers, float]:
+def loaded(port: int, requests: list[bytes], clients: int) -> tuple[Answers, float]:
     """What a loader in a process of its own counts, and the processor time that it takes."""
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(run_load, (port, requests, LOAD_SECONDS))
+        return pool.apply(run_load, (port, requests, clients, LOAD_SECONDS))
 
 
-def run_load(port: int, requests: list[bytes], seconds: float) -> tuple[Answers, float]:
+def run_load(
+    port: int, requests: list[bytes], clients: int, seconds: float
+) -> tuple[Answers, float]:
     begin = time.process_time()
-    answers = Load(port, requests, connections=CONNECTIONS).run(seconds)
+    answers = Load(port, requests, connections=clients).run(seconds)
     return answers, time.process_time() - begin
 
 
-def compare(name: str, against: Callable[[], object], process: Process, rounds: int) -> None:
-    """Print the medians of some rounds."""
+class Contender(NamedTuple):
+    """A server and the logins that it is sent."""
+
+    process: Process
+    requests: list[bytes]
+
+
+def contender(process: Process) -> Contender:
+    """A server with accounts, of which it remembers the passwords from here on if it does so."""
     requests = [
         post("/auth", {"username": f"u{n}", "password": process.register(f"u{n}")})
         for n in range(USERS)
     ]
-    run_load(process.port, requests, 0.5)  # remembered from here on, and every thread is there
-    found: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        for figure, value in one_round(against, process, requests).items():
-            found.setdefault(figure, []).append(value)
-    median = {figure: statistics.median(values) for figure, values in found.items()}
-    print(
-        f"{name:15} {median['rate']:6.0f} /s  bare {median['bare']:6.0f} /s  "
-        f"ratio {median['ratio']:.2f} ({min(found['ratio']):.2f} to {max(found['ratio']):.2f})  "
-        f"p99 {median['p99'] * 1000:.0f} ms  processor {median['spent'] * 1e6:.0f} us a login, "
-        f"{median['share']:.2f} of it bare"
+    run_load(process.port, requests, max(CLIENTS), 0.5)  # every thread of the server is there then
+    return Contender(process, requests)
+
+
+def compare(
+    title: str, against: Callable[[], object], processes: Mapping[str, Process], rounds: int
+) -> None:
+    """Print the figures of some rounds, in which numbers of clients and servers take turns."""
+    contenders = {name: contender(process) for name, process in processes.items()}
+    found: dict[tuple[int, str], list[Figures]] = {}
+    for number in range(rounds):
+        order = list(contenders) if number % 2 == 0 else list(reversed(list(contenders)))
+        for clients in CLIENTS:
+            for name in order:
+                figures = one_round(against, contenders[name], clients)
+                found.setdefault((clients, name), []).append(figures)
+    for (clients, name), rows in sorted(found.items()):
+        print(f"{title}, {clients:2} clients, {name:10}  {summary(rows)}", flush=True)
+    for clients in CLIENTS if len(contenders) == 2 else ():
+        ours, other = (found[clients, name] for name in contenders)
+        ratios = [one.rate / two.rate for one, two in zip(ours, other)]
+        best = max(one.rate for one in ours) / max(two.rate for two in other)
+        print(
+            f"{title}, {clients:2} clients: this tree is {statistics.median(ratios):.3f} x the "
+            f"other (median of the rounds; {min(ratios):.2f} to {max(ratios):.2f}), by the best "
+            f"rounds {best:.3f} x"
+        )
+
+
+class Figures(NamedTuple):
+    """One round; times in seconds, of processor time for a login and for a bare call."""
+
+    rate: float
+    bare: float
+    p99: float
+    spent: float
+    bare_spent: float
+
+
+def summary(found: list[Figures]) -> str:
+    rate, bare, p99, spent, bare_spent = (statistics.median(values) for values in zip(*found))
+    ratios = [figures.rate / figures.bare for figures in found]
+    return (
+        f"{rate:6.0f} /s (best {max(figures.rate for figures in found):.0f})  bare {bare:6.0f} /s  "
+        f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})  "
+        f"p99 {p99 * 1000:.0f} ms  processor {spent * 1e6:.0f} us a login, "
+        f"{bare_spent / spent:.2f} of it bare"
     )
 
 
-def one_round(
-    against: Callable[[], object], process: Process, requests: list[bytes]
-) -> dict[str, float]:
-    """The figures of one comparison; times in seconds, of processor time for a login or a call."""
+def one_round(against: Callable[[], object], server: Contender, clients: int) -> Figures:
+    """A bare figure, the server's, and a bare one again."""
     begin = time.process_time()
     before = rate(against, BARE_SECONDS)
     bare_spent = (time.process_time() - begin) / (before * BARE_SECONDS)
-    begin = process.cpu_seconds()
-    answers, loader_spent = loaded(process.port, requests)
-    spent = (process.cpu_seconds() - begin + loader_spent) / (len(answers.latencies) + answers.late)
-    around = (before + rate(against, BARE_SECONDS)) / 2
+    begin = server.process.cpu_seconds()
+    answers, loader_spent = loaded(server.process.port, server.requests, clients)
+    spent = server.process.cpu_seconds() - begin + loader_spent
     if set(answers.statuses) != {200}:
         print(f"  not every answer was a token: {dict(answers.statuses)}")
-    return {
-        "rate": answers.rate,
-        "bare": around,
-        "ratio": answers.rate / around,
-        "p99": percentile(answers.latencies, 0.99),
-        "spent": spent,
-        "share": bare_spent / spent,
-    }
+    return Figures(
+        rate=answers.rate,
+        bare=(before + rate(against, BARE_SECONDS)) / 2,
+        p99=percentile(answers.latencies, 0.99),
+        spent=spent / (len(answers.latencies) + answers.late),
+        bare_spent=bare_spent,
+    )
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 9
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--tree", type=Path, metavar="DIR", help="another version of ours")
+    options = parser.parse_args()
+    trees = {"this tree": ROOT}
+    if options.tree:
+        trees["other tree"] = options.tree.resolve()
     sign, verify_and_sign = bare()
-    print(f"{CORES} cores, Python {sys.version.split()[0]}, medians of {rounds} rounds")
-    with serving() as process:
-        compare("repeated login", sign, process, rounds)
-    with serving("--verified-cache", "off") as process:
-        compare("first login", verify_and_sign, process, rounds)
+    print(f"{CORES} cores, Python {sys.version.split()[0]}, medians of {options.rounds} rounds")
+    for title, against, flags in (
+        ("repeated login", sign, ()),
+        ("first login", verify_and_sign, ("--verified-cache", "off")),
+    ):
+        with contextlib.ExitStack() as stack:
+            processes = {
+                name: stack.enter_context(serving(*flags, tree=tree))
+                for name, tree in trees.items()
+            }
+            compare(title, against, processes, options.rounds)
     if importlib.util.find_spec("flask") and importlib.util.find_spec("jwt"):
         with flask() as process:
-            compare("Flask", verify_and_sign, process, rounds)
+            compare("first login", verify_and_sign, {"Flask": process}, options.rounds)
 
 
 if __name__ == "__main__":

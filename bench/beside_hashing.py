@@ -1,6 +1,6 @@
 """What a client sees of the JWKS while every core hashes.
 
-    python bench/beside_hashing.py [ROUNDS]        (3 if not given)
+    python -m bench.beside_hashing [ROUNDS]        (3 if not given)
 
 16 clients log in as fast as they can, each with a full Argon2id verification; another one asks for
 the JWKS every 2 ms. In turns with that, the same without the logins. Loader and server share the
@@ -13,9 +13,7 @@ import multiprocessing
 import socket
 import sys
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.loader import Load, ask, percentile, post
 from bench.serving import serving
 

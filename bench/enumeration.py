@@ -1,6 +1,6 @@
 """Can a stranger tell by the clock who has an account? Timed over the wire, on the real server.
 
-    python bench/enumeration.py [ATTEMPTS]        (1,500 of each kind if not given)
+    python -m bench.enumeration [ATTEMPTS]        (1,500 of each kind if not given)
 
 Three kinds of refused login, one connection, in random order: a wrong password of an existing user
 (who is logged in, so that his real password is remembered), an unknown name, and a deleted user's
@@ -22,9 +22,7 @@ import socket
 import statistics
 import sys
 from itertools import combinations
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.loader import ask, post
 from bench.serving import Process, serving
 

@@ -13,14 +13,10 @@ import itertools
 import json
 import selectors
 import socket
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def post(path: str, document: object, *fields: str) -> bytes:

@@ -17,6 +17,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from bench import serving
+
+OTHER_TREE = "ours, the other tree"
+TREES: dict[str, Path | None] = {OTHER_TREE: None}  # where that is, if it takes part
 PATH = "/.well-known/jwks.json"
 FIELDS = {
     "Content-Type": "application/json",
@@ -77,22 +81,23 @@ def command(name: str, port: int, folder: Path, tls: bool = False) -> list[str] 
     `folder` has the body in `body`, and for TLS `cert.pem` and `key.pem`.
     """
     files = [str(folder / "cert.pem"), str(folder / "key.pem")] if tls else []
-    if name == "ours":
-        limits = ["--max-connections", "15000", "--max-per-client", "15000"]
-        secure = ["--tls-cert", files[0], "--tls-key", files[1]] if tls else []
-        return [
-            sys.executable, "server.py", "--port", str(port), "--db", str(folder / f"{port}.db"),
-            "--access-log", "off", *limits, *secure,
-        ]  # fmt: skip
-    if name == "ours, access log on":
-        started = command("ours", port, folder, tls)
-        assert started is not None
-        return ["text" if word == "off" else word for word in started]
+    if name.startswith("ours"):
+        return ours(name, port, folder, files)
     if name == "Go net/http":
         return go(port, folder, files)
     if name == "nginx":
         return nginx(port, folder, files)
     return None if tls else python_server(name, port, folder)
+
+
+def ours(name: str, port: int, folder: Path, files: list[str]) -> list[str] | None:
+    tree = TREES.get(name, serving.ROOT)
+    if tree is None:
+        return None
+    flags = ["--max-connections", "15000", "--max-per-client", "15000"]
+    flags += ["--tls-cert", files[0], "--tls-key", files[1]] if files else []
+    log = "text" if name.endswith("log on") else "off"
+    return serving.command(*flags, db=folder / f"{port}.db", tree=tree, port=port, log=log)
 
 
 def go(port: int, folder: Path, files: list[str]) -> list[str] | None:

@@ -1,6 +1,6 @@
 """Decisions per second and octets per source, beside the moving window of the `limits` library.
 
-    python bench/ratelimit.py [SOURCES ...]        (1, 10,000, 65,536 and 1,000,000 if not given)
+    python -m bench.ratelimit [SOURCES ...]        (1, 10,000, 65,536 and 1,000,000 if not given)
 
 Both limiters decide `5/minute` for the same hits on one thread, and a bare `dict` counts them, for
 the part of the time that is the machine's memory. Each has processes of its own (a thread of
@@ -31,7 +31,6 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ratelimit import Limiter, client_address, parse_limit, parse_networks, source
 
 LIMIT = "5/minute"
@@ -107,7 +106,7 @@ def measure(who: str, sources: int) -> dict[str, float]:
 
 def measured_apart(who: str, sources: int) -> dict[str, float]:
     """`measure` in a process of its own."""
-    command = [sys.executable, __file__, "--measure", who, str(sources)]
+    command = [sys.executable, "-m", "bench.ratelimit", "--measure", who, str(sources)]
     answer: dict[str, float] = json.loads(subprocess.check_output(command))
     return answer
 

@@ -1,6 +1,6 @@
 """Does anybody notice a rotation of the real server? Neither by a refusal, nor by a wait.
 
-    python bench/rotation_live.py [--seconds 120] [--calm 20]
+    python -m bench.rotation_live [--seconds 120] [--calm 20]
 
 First a server with tokens of 4 s, keys of 14 s and a lead of 3 s (a rotation every 6 s) is asked
 ten times a second for the JWKS and a token. A client verifies every token, when it is new and again
@@ -16,9 +16,6 @@ import argparse
 import contextlib
 import http.client
 import json
-import os
-import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,13 +24,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jwt_minimal
+from bench import serving
+from bench.loader import percentile
+from bench.serving import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 DEMO = ("--token-ttl", "4s", "--key-lifetime", "14s", "--key-lead", "3s", "--key-skew", "1s")
 HASTY = ("--token-ttl", "1s", "--key-lifetime", "5s", "--key-lead", "2s", "--key-skew", "0s")
 COPY_AGE = 2.5  # s: of the client's JWKS, always
@@ -46,23 +42,11 @@ class Server:
 
     def __init__(self, folder: str, *flags: str) -> None:
         self.database = str(Path(folder, "keys.db"))
-        command = [sys.executable, str(ROOT / "server.py"), "--db", self.database, *flags]
-        command += ["--port", "0", "--auth-limit", "off", "--access-log", "off"]
-        self.environ = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("JWKS_", "NOT_MY_KEY"))
-        }
-        self.environ["NOT_MY_KEY"] = "a secret of the benchmark"
-        self.process = subprocess.Popen(
-            command, env=self.environ, stderr=subprocess.PIPE, text=True
-        )
-        assert self.process.stderr is not None
-        self.url = re.search(r"http://\S+", self.process.stderr.readline())[0]
-        self.connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=10)
+        self.process = serving.Process(serving.command(*flags, db=self.database))
+        self.url = f"http://127.0.0.1:{self.process.port}"
+        self.connection = http.client.HTTPConnection("127.0.0.1", self.process.port, timeout=10)
         self.connection.connect()
-        password = self.ask("POST", "/register", {"username": "alice"})[1]["password"]
-        self.credentials = {"username": "alice", "password": password}
+        self.credentials = {"username": "alice", "password": self.process.register("alice")}
 
     def ask(self, method: str, path: str, document: object = None) -> tuple[float, dict[str, Any]]:
         """Seconds until the answer, and the answer."""
@@ -85,21 +69,17 @@ class Server:
     def admin(self, *words: str) -> str:
         """What the operator's command prints."""
         command = [sys.executable, str(ROOT / "admin.py"), "--db", self.database, *words]
-        done = subprocess.run(
-            command, env=self.environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
-        )
+        environ = serving.environment()
+        done = subprocess.run(command, env=environ, capture_output=True, check=True)
         return done.stdout.decode().strip()
 
     def stop(self) -> None:
         self.connection.close()
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(15)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
+        self.process.end()
 
 
 @contextlib.contextmanager
-def serving(*flags: str) -> Iterator[Server]:
+def rotating(*flags: str) -> Iterator[Server]:
     """A server with a database of its own."""
     with tempfile.TemporaryDirectory() as folder:
         server = Server(folder, *flags)
@@ -165,12 +145,8 @@ def busy(server: Server, seconds: float) -> list[float]:
 
 def spread(took: list[float]) -> str:
     """Some percentiles, in milliseconds."""
-    ordered = sorted(took)
-    parts = (
-        f"p{share:g} {ordered[min(len(ordered) - 1, int(len(ordered) * share / 100))] * 1000:.1f}"
-        for share in (50, 99, 99.9)
-    )
-    return f"{len(took)} answers, ms: {', '.join(parts)}, worst {ordered[-1] * 1000:.1f}"
+    parts = (f"p{share:g} {percentile(took, share / 100) * 1000:.1f}" for share in (50, 99, 99.9))
+    return f"{len(took)} answers, ms: {', '.join(parts)}, worst {max(took) * 1000:.1f}"
 
 
 def main() -> int:
@@ -179,7 +155,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=120, help="of the demonstration")
     parser.add_argument("--calm", type=float, default=20, help="for each server of the comparison")
     options = parser.parse_args()
-    with serving(*DEMO) as server:
+    with rotating(*DEMO) as server:
         outcome = watch(server, options.seconds)
     print(
         f"{options.seconds:g} s, {len(outcome.kids)} keys signed, {outcome.empty} empty JWKS; "
@@ -190,7 +166,7 @@ def main() -> int:
     for line in outcome.refusals[:5]:
         print(f"  {line}")
     if options.calm:
-        with serving(*HASTY) as hasty, serving() as steady:
+        with rotating(*HASTY) as hasty, rotating() as steady:
             took: tuple[list[float], list[float]] = [], []
             for _ in range(4):  # in turn, so that other load on the machine meets both
                 took[0].extend(busy(hasty, options.calm / 4))

@@ -1,6 +1,6 @@
 """Will anybody notice that the keys rotate? The rule of keystore.py, met by clients as they are.
 
-    python bench/rotation_plan.py [--token-ttl 1h] [--key-lifetime 30d] [--key-lead 24h] ...
+    python -m bench.rotation_plan [--token-ttl 1h] [--key-lifetime 30d] [--key-lead 24h] ...
 
 Prints the life of three keys on a line of time, and for each client whether it ever refuses a good
 token, for how long at the worst, and how long it trusts a key that was revoked. Nothing is served
@@ -19,10 +19,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from pathlib import Path
 from typing import NamedTuple
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jwksd.api import answers
 from jwksd.ops import settings

@@ -1,27 +1,29 @@
 """How long until the first answer: our server beside a Flask app that does the same at its start.
 
-    python bench/startup.py [ROUNDS]
+    python -m bench.startup [--rounds 9] [--tree DIR]
 
 Each round starts, side by side, our server on a new database, our server on an existing one, and a
 Flask application (if Flask is installed) that opens the same tables, loads an RSA key from PEM and
-answers the JWKS. Measured from the start of the process to the last byte of the first
-`GET /.well-known/jwks.json`. Medians; on a shared machine only the ratios mean something.
+answers the JWKS. With --tree, our server of another folder takes part as well. Measured from the
+start of the process to the last byte of the first `GET /.well-known/jwks.json`. Medians; on a
+shared machine only the ratios mean something.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
-import os
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from bench import serving
+
 FLASK_APP = """
 import json, sqlite3, sys, time, uuid
 from argon2 import PasswordHasher
@@ -49,11 +51,6 @@ app.run("127.0.0.1", int(sys.argv[1]))
 """  # noqa: E501
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
 def answers(port: int) -> bool:
     """Whether the JWKS is served."""
     try:
@@ -66,56 +63,51 @@ def answers(port: int) -> bool:
 
 def until_first_answer(command: list[str], port: int) -> float:
     """Seconds from the start of the process to its first JWKS; the process is then ended."""
-    environ = {**os.environ, "NOT_MY_KEY": "a secret of the benchmark"}
     start = time.perf_counter()
-    process = subprocess.Popen(
-        command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environ
-    )
-    try:
+    with serving.started(command, port=port):
         while not answers(port):
-            if time.perf_counter() - start > 20:
+            if time.perf_counter() - start > serving.START_SECONDS:
                 raise TimeoutError(command)
             time.sleep(0.002)
         return time.perf_counter() - start
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
-def ours(database: Path) -> float:
-    port = free_port()
-    command = [sys.executable, str(ROOT / "server.py"), "--port", str(port), "--db", str(database)]
-    return until_first_answer(command, port)
+def ours(tree: Path, database: Path) -> float:
+    port = serving.free_port()
+    return until_first_answer(serving.command(db=database, tree=tree, port=port), port)
 
 
 def flask(database: Path) -> float:
-    port = free_port()
+    port = serving.free_port()
     return until_first_answer([sys.executable, "-c", FLASK_APP, str(port), str(database)], port)
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 9
-    runs: dict[str, list[float]] = {"first start": [], "later start": []}
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--tree", type=Path, metavar="DIR", help="another version of ours")
+    options = parser.parse_args()
+    rounds = options.rounds
+    contenders: dict[str, Callable[[Path], float]] = {"": partial(ours, serving.ROOT)}
+    if options.tree:
+        contenders["other tree, "] = partial(ours, options.tree.resolve())
     if importlib.util.find_spec("flask"):
-        runs |= {"Flask, first start": [], "Flask, later start": []}
+        contenders["Flask, "] = flask
+    runs: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
-            database = Path(folder, f"{number}.db")
-            runs["first start"].append(ours(database))
-            runs["later start"].append(ours(database))
-            if "Flask, first start" in runs:
-                database = Path(folder, f"flask-{number}.db")
-                runs["Flask, first start"].append(flask(database))
-                runs["Flask, later start"].append(flask(database))
+            for place, (name, start) in enumerate(contenders.items()):
+                database = Path(folder, f"{number}-{place}.db")
+                runs.setdefault(f"{name}first start", []).append(start(database))
+                runs.setdefault(f"{name}later start", []).append(start(database))
     print(
         f"process start to first JWKS, {rounds} interleaved rounds, Python {sys.version.split()[0]}"
     )
     medians = {name: statistics.median(times) for name, times in runs.items()}
     for name, times in runs.items():
         ratio = medians[name] / medians["later start"]
-        print(
-            f"  {name:20} median {medians[name]:.3f} s  worst {max(times):.3f} s  ({ratio:.2f} x)"
-        )
+        span = f"best {min(times):.3f} s  worst {max(times):.3f} s"
+        print(f"  {name:24} median {medians[name]:.3f} s  {span}  ({ratio:.2f} x)")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """Requests a second and latency of the JWKS route, beside other servers.
 
-    python -m bench.throughput [--seconds 2] [--rounds 6] [--only SCENARIO ...] [--servers NAME ...]
+    python -m bench.throughput [--seconds 2] [--rounds 6] [--only SCENARIO ...] [--tree DIR]
+                               [--servers NAME ...]
 
 Every server runs on core 0, the load generator (`wrk`, which must be installed) on core 1. Within
 a scenario the servers take turns, round by round. A figure is that of a server's best round: what
 disturbs a measurement on a shared machine only ever slows it. Ratios compare figures of one run.
 Servers that are not installed are left out: `go` and `nginx`, and in the Python that runs this
 uvicorn, uvloop, httptools, FastAPI, Flask, gunicorn and bjoern.
+
+With --tree, our server of another folder (an older commit, checked out there) takes part as well.
 
 Ours is the whole product: `server.py` with its database, routing, ETag, deadlines and counters. The
 others only answer this one route (see bench/others.py).
@@ -30,10 +33,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import others
+from bench import others, serving
+from bench.loader import ask
 
 SERVERS = [
     "ours",
+    others.OTHER_TREE,
     "ours, access log on",
     "Go net/http",
     "nginx",
@@ -43,7 +48,8 @@ SERVERS = [
     "Flask on gunicorn",
     "http.server, a thread each",
 ]
-EVENT_LOOPS = SERVERS[:5]  # those for which thousands of connections are a fair question
+EVENT_LOOPS = SERVERS[:6]  # those for which thousands of connections are a fair question
+TLS = ("ours", others.OTHER_TREE, "Go net/http", "nginx")  # those that are set up for it here
 PIPELINE = """
 init = function(args)
   local one = wrk.format("GET", wrk.path)
@@ -78,10 +84,8 @@ SCENARIOS = {
     "beside 100 clients that never read": Load(
         32, servers=tuple(EVENT_LOOPS), slow_readers=SLOW_READERS
     ),
-    "TLS, 32 connections": Load(32, servers=("ours", "Go net/http", "nginx"), tls=True),
-    "TLS, a connection per request": Load(
-        32, ("-H", "Connection: close"), ("ours", "Go net/http", "nginx"), tls=True
-    ),
+    "TLS, 32 connections": Load(32, servers=TLS, tls=True),
+    "TLS, a connection per request": Load(32, ("-H", "Connection: close"), TLS, tls=True),
 }
 IDLE_SCENARIO = "10,000 idle connections"
 
@@ -96,43 +100,17 @@ class Figure(NamedTuple):
     processor: float
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 @contextlib.contextmanager
-def started(name: str, folder: Path, tls: bool) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """A server that answers, and its port. `LookupError` if it is not installed."""
-    port = free_port()
+def started(name: str, folder: Path, tls: bool) -> Iterator[serving.Process]:
+    """A server that answers. `LookupError` if it is not installed."""
+    port = serving.free_port()
     command = others.command(name, port, folder, tls)
     if command is None:
         raise LookupError(name)
-    with open(os.devnull, "wb") as nothing:
-        process = subprocess.Popen(
-            ["taskset", "-c", SERVER_CORE, *command],
-            stdout=nothing,
-            stderr=nothing,
-            env={**os.environ, "BENCH_BODY": str(folder / "body")},
-        )
-    try:
-        wait_for(port)
-        yield process, port
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def wait_for(port: int) -> None:
-    end = time.monotonic() + 20
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.05)
+    environ = {"BENCH_BODY": str(folder / "body")}
+    pinned = ["taskset", "-c", SERVER_CORE, *command]
+    with serving.started(pinned, port=port, environ=environ) as process:
+        yield process
 
 
 def load(process: int, port: int, scenario: Load, seconds: float, folder: Path) -> Figure:
@@ -144,27 +122,17 @@ def load(process: int, port: int, scenario: Load, seconds: float, folder: Path) 
         f"-d{seconds:g}s", "--timeout", "10s", "--latency", *options,
         f"{scheme}://127.0.0.1:{port}{others.PATH}",
     ]  # fmt: skip
-    before = processor_seconds(process)
+    before = serving.cpu_seconds(process)
     report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return figure(report, processor_seconds(process) - before)
-
-
-def processor_seconds(process: int) -> float:
-    """What a process and its children have used, in the kernel as well."""
-    tasks = Path(f"/proc/{process}/task").glob("*/children")
-    children = [int(child) for task in tasks for child in task.read_text().split()]
-    user, system = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK") + sum(
-        processor_seconds(child) for child in children
-    )
+    return figure(report, serving.cpu_seconds(process) - before)
 
 
 def wait_until_at_rest(process: int) -> None:
     """Until a server has written all that it can: it uses less than a tenth of its core."""
     for _ in range(100):
-        before = processor_seconds(process)
+        before = serving.cpu_seconds(process)
         time.sleep(0.3)
-        if processor_seconds(process) - before <= 0.03:
+        if serving.cpu_seconds(process) - before <= 0.03:
             return
 
 
@@ -213,8 +181,8 @@ def run(scenario: Load, names: list[str], seconds: float, rounds: int, folder: P
         for name in names:
             if name in scenario.servers:
                 with contextlib.suppress(LookupError):
-                    process, port = stack.enter_context(started(name, folder, scenario.tls))
-                    running[name] = process.pid, port
+                    process = stack.enter_context(started(name, folder, scenario.tls))
+                    running[name] = process.process.pid, process.port
         for name, (process_id, port) in running.items():  # warm up
             load(process_id, port, scenario, 1, folder)
             figures[name] = []
@@ -251,48 +219,31 @@ def idle_table(names: list[str], folder: Path) -> str:
     lines = ["| server | memory | p50 | p99 | slowest |", "| --- | --: | --: | --: | --: |"]
     for name in names:
         if name in EVENT_LOOPS and "log" not in name:
-            with contextlib.suppress(LookupError), started(name, folder, False) as (process, port):
-                lines.append(f"| {name} | {idle_row(process.pid, port)} |")
+            with contextlib.suppress(LookupError), started(name, folder, False) as process:
+                lines.append(f"| {name} | {idle_row(process)} |")
     return "\n".join(lines)
 
 
-def idle_row(process: int, port: int) -> str:
-    idle = [connect_patiently(port) for _ in range(IDLE)]
+def idle_row(process: serving.Process) -> str:
+    address = ("127.0.0.1", process.port)
+    idle = [socket.create_connection(address, 10) for _ in range(IDLE)]
     try:
         time.sleep(1)
-        taken = []
-        with socket.create_connection(("127.0.0.1", port)) as client:
-            client.settimeout(10)
-            for _ in range(5_000):
-                start = time.perf_counter()
-                client.send(REQUEST)
-                client.recv(65_536)
-                taken.append((time.perf_counter() - start) * 1000)
-        taken.sort()
+        with socket.create_connection(address, 10) as client:
+            taken = sorted(ask(client, REQUEST)[0] * 1000 for _ in range(5_000))
         p50, p99 = taken[len(taken) // 2], taken[len(taken) * 99 // 100]
-        return f"{resident(process):.0f} MB | {p50:.2f} ms | {p99:.2f} ms | {taken[-1]:.2f} ms"
+        memory = process.memory_kib() / 1024
+        return f"{memory:.0f} MB | {p50:.2f} ms | {p99:.2f} ms | {taken[-1]:.2f} ms"
     finally:
         for client in idle:
             client.close()
 
 
-def connect_patiently(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), 10)
-
-
-def resident(process: int) -> float:
-    """Megabytes of memory that a process holds."""
-    status = Path(f"/proc/{process}/status").read_text()
-    found = re.search(r"VmRSS:\s+(\d+) kB", status)
-    assert found
-    return int(found[1]) / 1024
-
-
 def prepare(folder: Path) -> None:
     """The body, as our server gives it, a certificate, and the script for pipelining."""
     (folder / "pipeline.lua").write_text(PIPELINE)
-    with started("ours", folder, False) as (_, port):
-        answer = urllib.request.urlopen(f"http://127.0.0.1:{port}{others.PATH}")
+    with started("ours", folder, False) as process:
+        answer = urllib.request.urlopen(f"http://127.0.0.1:{process.port}{others.PATH}")
         (folder / "body").write_bytes(answer.read())
     subprocess.run(
         [
@@ -312,7 +263,10 @@ def main() -> None:
         "--only", nargs="+", choices=[*SCENARIOS, IDLE_SCENARIO], metavar="SCENARIO"
     )
     parser.add_argument("--servers", nargs="+", choices=SERVERS, default=SERVERS, metavar="NAME")
+    parser.add_argument("--tree", type=Path, metavar="DIR", help="another version of ours")
     options = parser.parse_args()
+    if options.tree:
+        others.TREES[others.OTHER_TREE] = options.tree.resolve()
     if not shutil.which("wrk"):
         sys.exit("install wrk: it makes the load")
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -93,14 +93,14 @@ class Killed(TemporaryFolder):
 
 class Live(unittest.TestCase):
     def test_a_client_with_an_old_jwks_refuses_nothing_while_the_keys_rotate(self):
-        with rotation_live.serving(*rotation_live.DEMO) as server:
+        with rotation_live.rotating(*rotation_live.DEMO) as server:
             outcome = rotation_live.watch(server, 20)
         self.assertEqual((outcome.refusals, outcome.empty), ([], 0))
         self.assertGreaterEqual(len(outcome.kids), 3)
         self.assertGreater(outcome.verified, 100)
 
     def test_an_operator_rotates_and_revokes_while_it_serves(self):
-        with rotation_live.serving() as server:
+        with rotation_live.rotating() as server:
             old = server.jwks()[1]["keys"][0]["kid"]
             made = server.admin("keys", "rotate", "--now")
             time.sleep(1.1)  # it signs within a second
@@ -114,7 +114,7 @@ class Live(unittest.TestCase):
         age = rotation_live.COPY_AGE
         rotation_live.COPY_AGE = 4.5
         try:
-            with rotation_live.serving(*rotation_live.DEMO) as server:
+            with rotation_live.rotating(*rotation_live.DEMO) as server:
                 time.sleep(3)
                 outcome = rotation_live.watch(server, 15)
         finally:
