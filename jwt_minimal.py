@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
 
+__version__ = "1.0.0"
 Object = dict[str, Any]  # a JSON object
 
 # Node, and jwksd/httpd here, accept 16 KiB of request head: no longer token reaches a server.
@@ -68,7 +69,8 @@ HEADER = {
     "typ": "what it is",
     "kid": "which key of the JWKS signed it",
     **dict.fromkeys(("jwk", "jku", "x5u", "x5c"), "a key that the token brings along: never used"),
-    **dict.fromkeys(("crit", "b64"), "an extension: refused"),
+    "crit": "extensions that a verifier must understand: refused",
+    "b64": "whether the payload is base64url, as it always is here; only true is accepted",
 }
 # RFC 8725 §3.11: a logout, event or proof token of the same issuer must not pass for these.
 TYPES = ("jwt", "at+jwt")
@@ -233,9 +235,16 @@ def rsa_keys(jwks: Object) -> list[Object]:
 
 
 def find_key(header: Object, jwks: Object) -> Object:
-    """The one RSA key of the JWKS that `kid` names; without a `kid`, its only RSA key."""
+    """The one key of the JWKS for RS256 that `kid` names; without a `kid`, its only such key.
+
+    A key that is declared for another purpose does not count: an issuer may list one key for RS256
+    and for RS512 under one kid. UnusableKey if `kid` names keys of other purposes only.
+    """
     keys = rsa_keys(jwks)
-    found = [jwk for jwk in keys if "kid" not in header or jwk.get("kid") == header["kid"]]
+    named = [jwk for jwk in keys if "kid" not in header or jwk.get("kid") == header["kid"]]
+    found = [jwk for jwk in named if not _other_purpose(jwk)]
+    if named and not found:
+        raise UnusableKey(_other_purpose(named[0]), header=header)
     if len(found) != 1:
         name = f"kid {quote(header['kid'])}" if "kid" in header else "no kid"
         cause = f"the token has {name}: of {len(keys)} RSA keys, {len(found)} fit"
@@ -243,14 +252,21 @@ def find_key(header: Object, jwks: Object) -> Object:
     return found[0]
 
 
+def _other_purpose(jwk: Object) -> str:
+    """The member by which a key says that it does not verify RS256; empty if there is none."""
+    for name, right in (("use", "sig"), ("alg", "RS256")):  # RFC 7517 §4.2, §4.4
+        if jwk.get(name, right) != right:
+            return f"the key's {name} is {quote(jwk[name])}, not {right}"
+    operations = jwk.get("key_ops", ["verify"])  # RFC 7517 §4.3
+    if not isinstance(operations, list) or "verify" not in operations:
+        return f"the key's key_ops are {quote(operations)}, without verify"
+    return ""
+
+
 def rsa_numbers(jwk: Object) -> tuple[int, int]:
     """(n, e) of an RSA key that may verify RS256; UnusableKey says why it may not."""
-    for name, right in (("use", "sig"), ("alg", "RS256")):
-        if jwk.get(name, right) != right:
-            raise UnusableKey(f"the key's {name} is {quote(jwk[name])}, not {right}")
-    operations = jwk.get("key_ops", ["verify"])
-    if not isinstance(operations, list) or "verify" not in operations:
-        raise UnusableKey(f"the key's key_ops are {quote(operations)}, without verify")
+    if cause := _other_purpose(jwk):
+        raise UnusableKey(cause)
     n, e = _number(jwk, "n"), _number(jwk, "e")
     if n.bit_length() < MIN_MODULUS or n % 2 == 0:
         raise UnusableKey(f"a modulus of {n.bit_length()} bits: too small or even")
@@ -320,9 +336,10 @@ def _check_header(header: Object) -> None:
     """Refuse what would change the meaning; keys in the token (jwk, jku, x5c...) are not read."""
     if header.get("alg") != "RS256":  # RFC 8725 §3.1: none, HS256 keyed with the public key, ...
         raise UnsupportedToken(f"alg is {quote(header.get('alg'))}, not RS256", header=header)
-    for name in ("crit", "b64"):  # RFC 7515 §4.1.11, RFC 7797 §6: understood, or refused
-        if name in header:
-            raise UnsupportedToken(f"the header has {name}, an extension", header=header)
+    if "crit" in header:  # RFC 7515 §4.1.11: understood, or refused
+        raise UnsupportedToken("the header has crit, an extension", header=header)
+    if header.get("b64", True) is not True:  # RFC 7797 §3: false changes the signing input
+        raise UnsupportedToken(f"b64 is {quote(header['b64'])}, not true", header=header)
     for name in ("kid", "typ"):
         if not isinstance(header.get(name, ""), str):
             raise MalformedToken(f"{name} is {quote(header[name])}, not a string", header=header)
@@ -403,13 +420,20 @@ def explain(token: str, jwks: Object | None = None, *, colour: bool = False, **c
     rows += [("", ""), ("PAYLOAD", MAGENTA), *_members(payload, claims, checks["now"])]
     rows += [("", ""), ("SIGNATURE", CYAN), *_opened(token, jwks)]
     verdict, advice = "VALID", "Signed with a key of this JWKS, and every claim holds."
-    try:
-        decode(token, jwks, **checks)
-    except InvalidToken as error:
+    if error := refusal(token, jwks, **checks):
         verdict, advice = f"REFUSED ({type(error).__name__}): {error}", error.fix
     rows += [("", ""), (verdict, BOLD), (advice, "")]
     line = "\x1b[{1}m{0}\x1b[0m" if colour else "{0}"
     return "\n".join(line.format(printable(text), tint) for text, tint in rows)
+
+
+def refusal(token: str, jwks: Object, **checks: Any) -> InvalidToken | None:
+    """The error that `decode` raises with these arguments; None if it accepts the token."""
+    try:
+        decode(token, jwks, **checks)
+    except InvalidToken as error:
+        return error
+    return None
 
 
 def printable(text: str) -> str:
@@ -479,9 +503,10 @@ def main(arguments: list[str] | None = None) -> int:
     add("--issuer", help="what iss must be")
     add("--audience", help="what aud must hold")
     add("--leeway", type=int, default=0, help="seconds that clocks may differ")
+    add("--version", action="version", version=f"%(prog)s {__version__}")
     options = parser.parse_intermixed_args(arguments)  # the token before or after options
     try:
-        page = run(options)
+        page, status = run(options)
     except InvalidToken as error:
         print(printable(f"{type(error).__name__}: {error}. {error.fix}"), file=sys.stderr)
         return 1
@@ -489,26 +514,30 @@ def main(arguments: list[str] | None = None) -> int:
         print(printable(f"{options.command} could not read its input: {error}"), file=sys.stderr)
         return 2
     print(page)
-    return 1 if options.command == "explain" and "REFUSED" in page.splitlines()[-2] else 0
+    return status
 
 
-def run(options: argparse.Namespace) -> str:
-    """What one command prints; InvalidToken, OSError, ValueError or ImportError if it fails."""
+def run(options: argparse.Namespace) -> tuple[str, int]:
+    """What one command prints, and its exit status; InvalidToken, OSError, ValueError or
+    ImportError if it fails.
+    """
     if options.command == "jwk":
-        return json.dumps(_pem_to_jwk(read(options.source)), indent=2)
+        return json.dumps(_pem_to_jwk(read(options.source)), indent=2), 0
     if options.command == "thumbprint":
         found = read_object(options.source)
-        return "\n".join(map(thumbprint, rsa_keys(found) if "keys" in found else [found]))
+        return "\n".join(map(thumbprint, rsa_keys(found) if "keys" in found else [found])), 0
     token = options.source if options.source != "-" else read("-").decode("ascii", "replace")
     token = token.strip()
     jwks = read_object(options.jwks) if options.jwks else {"keys": []}
     if options.command == "verify":
-        return printable(verify(token, jwks)[1].decode("utf-8", "backslashreplace"))
+        return printable(verify(token, jwks)[1].decode("utf-8", "backslashreplace")), 0
     checks = {name: getattr(options, name) for name in ("issuer", "audience", "leeway")}
     if options.command == "decode":
-        return json.dumps(decode(token, jwks, **checks), indent=2)
+        return json.dumps(decode(token, jwks, **checks), indent=2), 0
+    checks["now"] = time.time()  # one clock reading, so that page and exit status agree
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")  # https://no-color.org
-    return explain(token, jwks, colour=colour, **checks)
+    page = explain(token, jwks, colour=colour, **checks)
+    return page, 1 if refusal(token, jwks, **checks) else 0
 
 
 def _pem_to_jwk(pem: bytes) -> dict[str, str]:

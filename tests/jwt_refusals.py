@@ -6,7 +6,8 @@ time (a test compares them). Write the table anew with `python -m tests.jwt_refu
 
 A row: `name`; `refusal`, the class of error, or null if the token must be accepted; `token`;
 `key`, members laid over the signing key of the JWKS (null removes one); `checks`, the arguments of
-`decode` beside `now`. The JWKS has two keys, the other being that of RFC 7520 §4.1.
+`decode` beside `now`. The JWKS has two keys, the other being that of RFC 7520 §4.1; a row with
+`jwks` has a key set of its own.
 """
 
 from __future__ import annotations
@@ -109,6 +110,32 @@ def key_rows() -> Iterator[tuple[str, str, dict[str, Any]]]:
     yield "UnknownKey", "two keys of the same kid", {"kid": "bilbo.baggins@hobbiton.example"}
 
 
+def set_rows() -> Iterator[tuple[str | None, str, str, dict[str, Any]]]:
+    """Key sets with keys for other purposes: refusal, name, token, JWKS."""
+    nameless = SIGNER.headed(kid=...)
+    bare = {name: value for name, value in KEY.items() if name not in ("use", "alg")}
+    others: dict[str, dict[str, Any]] = {
+        "alg RS512": {**KEY, "alg": "RS512"},
+        "use enc": {**bare, "use": "enc"},
+        "key_ops encrypt": {**bare, "key_ops": ["encrypt"]},
+    }
+    for name, other in others.items():
+        for made, asked in ((token(), "kid"), (nameless, "no kid")):
+            yield None, f"{asked}, our key twice, first with {name}", made, {"keys": [other, KEY]}
+        yield None, f"kid, our key twice, then with {name}", token(), {"keys": [KEY, other]}
+    yield "UnknownKey", "our key twice for RS256", token(), {"keys": [KEY, bare]}
+    yield "UnknownKey", "no kid, our key twice for RS256", nameless, {"keys": [KEY, bare]}
+    yield "UnusableKey", "our key for other purposes only", token(), {"keys": list(others.values())}
+
+
+def b64_rows() -> Iterator[tuple[str | None, str, str]]:
+    """RFC 7797: false changes the signing input, true changes nothing. Refusal, name, token."""
+    yield None, "b64 true", SIGNER.headed(b64=True)
+    yield "UnsupportedToken", "b64 true and crit", SIGNER.headed(b64=True, crit=["b64"])
+    for value in (None, 0, 1, "true", "false"):
+        yield "UnsupportedToken", f"b64 {value!r}", SIGNER.headed(b64=value)
+
+
 def claim_rows() -> Iterator[tuple[str | None, str, str, dict[str, Any]]]:
     """Claims: refusal, name, token, checks."""
     us = {"audience": "us"}
@@ -192,12 +219,18 @@ def rows() -> Iterator[dict[str, Any]]:
     yield {"name": "no such kid", "refusal": "UnknownKey", "token": unknown}
     for key_refusal, name, laid_over in key_rows():
         yield {"name": name, "refusal": key_refusal, "token": token(), "key": laid_over}
+    for set_refusal, name, made, jwks in set_rows():
+        yield {"name": name, "refusal": set_refusal, "token": made, "jwks": jwks}
+    for b64_refusal, name, made in b64_rows():
+        yield {"name": name, "refusal": b64_refusal, "token": made}
     for claim_refusal, name, made, checks in claim_rows():
         yield {"name": name, "refusal": claim_refusal, "token": made, "checks": checks}
 
 
 def jwks_of(row: dict[str, Any]) -> dict[str, Any]:
-    """The JWKS of a row: ours, with the row's members laid over the signing key."""
+    """The JWKS of a row: its own, or ours with the row's members laid over the signing key."""
+    if "jwks" in row:
+        return row["jwks"]
     members = {**KEY, **row.get("key", {})}
     laid_over = {name: value for name, value in members.items() if value is not None}
     return {"keys": [laid_over, JWKS["keys"][1]]}

@@ -20,6 +20,7 @@ from unittest import mock
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+import jwksd
 import jwt_minimal
 from jwt_minimal import b64url_decode, b64url_encode, decode, encode, explain, sign, verify
 from tests import jwt_refusals as vectors
@@ -461,6 +462,15 @@ class CommandLine(CommandLineTest):
             status, out, _ = self.run_it("explain", token, "--jwks", str(self.jwks))
             self.assertEqual(status, expected)
             self.assertRegex(out, rf"(?m)^{word}")
+
+    def test_explain_has_the_status_of_its_verdict_without_docstrings_too(self) -> None:
+        with mock.patch.object(jwt_minimal.ExpiredToken, "__doc__", None):
+            self.assertEqual(self.run_it("explain", issue(exp=7), "--jwks", str(self.jwks))[0], 1)
+
+    def test_says_its_version_which_is_that_of_the_server(self) -> None:
+        self.assertEqual(jwt_minimal.__version__, jwksd.__version__)
+        told = self.run_it("--version")
+        self.assertEqual(told, (0, f"jwt_minimal.py {jwksd.__version__}\n", ""))
 
     def test_explain_without_keys_is_status_1(self) -> None:
         self.assertEqual(self.run_it("explain", self.fresh())[0], 1)

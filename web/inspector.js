@@ -4,12 +4,11 @@
               the first to fail is the cause, and nothing after it is looked at
 
    Rules of this file
-   - Nothing of a token becomes markup: text goes into text nodes, control characters are escaped.
    - No library, no crypto.subtle (a page over plain http has none): SHA-256 and RSA are spelt out.
-   - `inspect` and what it calls know no page and no clock; the page begins at "the page".
+   - No page and no clock is known here: page.js has them, and passes `now`.
    - One accepted spelling of base64url, of JSON members, and of the padding around the hash.
 
-   Left out: other algorithms than RS256, encryption, keeping anything. */
+   Left out: other algorithms than RS256, encryption. */
 
 export class InvalidToken extends Error {
   constructor(kind, cause) { super(cause); this.kind = kind; }
@@ -18,7 +17,7 @@ const refusal = (kind) => (cause) => { throw new InvalidToken(kind, cause); };
 const malformed = refusal("MalformedToken"), unsupported = refusal("UnsupportedToken");
 const unusable = refusal("UnusableKey"), invalid = refusal("InvalidClaim");
 
-const MAX_TOKEN = 16 * 1024; // characters; servers accept no longer request head
+export const MAX_TOKEN = 16 * 1024; // characters; servers accept no longer request head
 const MAX_BRACKETS = 500; // no token nests that deep, and some readers of JSON break at 1000
 const MIN_MODULUS = 2048; // bits, RFC 7518 §3.3
 const MAX_NUMBER = 2731; // base64url characters of 16384 bits, where OpenSSL stops
@@ -27,10 +26,10 @@ const DIGEST_INFO = "3031300d060960864801650304020105000420"; // RFC 8017 §9.2 
 
 // ---- bytes, base64url, JSON ----
 
-const utf8 = (text) => new TextEncoder().encode(text);
+export const utf8 = (text) => new TextEncoder().encode(text);
 const hex = (bytes) => Array.from(bytes, (b) => b.toString(16).padStart(2, "0")).join("");
 const number = (bytes) => BigInt("0x0" + hex(bytes));
-const has = (object, name) => Object.hasOwn(object, name);
+export const has = (object, name) => Object.hasOwn(object, name);
 
 // A quoted text may be hostile and long: escape it, so that nothing moves or hides, and cut it.
 export const printable = (text) =>
@@ -148,8 +147,10 @@ function form(seen) {
 
 function header({ header }) {
   if (header.alg !== "RS256") unsupported(`alg is ${quote(header.alg)}, not "RS256"`);
-  for (const name of ["crit", "b64"]) { // RFC 7515 §4.1.11, RFC 7797 §6: understood, or refused
-    if (has(header, name)) unsupported(`the header has ${name}, an extension`);
+  // RFC 7515 §4.1.11: understood, or refused
+  if (has(header, "crit")) unsupported("the header has crit, an extension");
+  if (has(header, "b64") && header.b64 !== true) { // RFC 7797 §3: false changes the signing input
+    unsupported(`b64 is ${quote(header.b64)}, not true`);
   }
   for (const name of ["kid", "typ"]) {
     if (has(header, name) && typeof header[name] !== "string") {
@@ -162,7 +163,9 @@ function key(seen) {
   const { header, jwks } = seen;
   if (!Array.isArray(jwks?.keys)) unusable('not a JWKS: expected {"keys": [...]}');
   const keys = jwks.keys.filter((jwk) => jwk?.kty === "RSA");
-  const found = keys.filter((jwk) => !has(header, "kid") || jwk.kid === header.kid);
+  const named = keys.filter((jwk) => !has(header, "kid") || jwk.kid === header.kid);
+  const found = named.filter((jwk) => !otherPurpose(jwk)); // one kid may stand for RS512, too
+  if (named.length && !found.length) unusable(otherPurpose(named[0]));
   if (found.length !== 1) {
     const name = has(header, "kid") ? `kid ${quote(header.kid)}` : "no kid";
     refusal("UnknownKey")(`the token has ${name}: of ${keys.length} RSA keys, ${found.length} fit`);
@@ -170,16 +173,19 @@ function key(seen) {
   Object.assign(seen, numbers(found[0]));
 }
 
-function numbers(jwk) {
+// The member by which a key says that it does not verify RS256 (RFC 7517 §4.2 to §4.4), or "".
+function otherPurpose(jwk) {
   for (const [name, right] of [["use", "sig"], ["alg", "RS256"]]) {
     if (has(jwk, name) && jwk[name] !== right) {
-      unusable(`the key's ${name} is ${quote(jwk[name])}, not "${right}"`);
+      return `the key's ${name} is ${quote(jwk[name])}, not "${right}"`;
     }
   }
   const operations = has(jwk, "key_ops") ? jwk.key_ops : ["verify"];
-  if (!Array.isArray(operations) || !operations.includes("verify")) {
-    unusable(`the key's key_ops are ${quote(operations)}, without verify`);
-  }
+  const verifies = Array.isArray(operations) && operations.includes("verify");
+  return verifies ? "" : `the key's key_ops are ${quote(operations)}, without verify`;
+}
+
+function numbers(jwk) {
   const [n, e] = [natural(jwk, "n"), natural(jwk, "e")];
   const bits = n.toString(2).length;
   if (bits < MIN_MODULUS || n % 2n === 0n) unusable(`a modulus of ${bits} bits: too small or even`);
@@ -212,16 +218,16 @@ function signature(seen) {
 }
 
 // The padded hash in the signature, and the one that this token needs.
-function openedSignature({ token, signature, n, e }) {
+export function openedSignature({ token, signature, n, e }) {
   const hash = sha256(utf8(token.slice(0, token.lastIndexOf("."))));
   return { hash, opened: openSignature(signature, n, e), needed: paddedHash(hash, n) };
 }
 
-const isText = (value) => typeof value === "string";
+export const isText = (value) => typeof value === "string";
 const isTexts = (value) => isText(value) || (Array.isArray(value) && value.every(isText));
-const isDate = (value) => typeof value === "number";
+export const isDate = (value) => typeof value === "number";
 // RFC 7519 §4.1: the registered claims, their types, and what they say.
-const REGISTERED = {
+export const REGISTERED = {
   iss: [isText, "a string", "who issued it"],
   sub: [isText, "a string", "whom it is about"],
   aud: [isTexts, "a string or a list of strings", "whom it is for"],
@@ -270,7 +276,7 @@ function audience({ claims, audience }) {
   }
 }
 
-const CHECKS = [form, header, key, signature, claims, dates, issuer, audience];
+export const CHECKS = [form, header, key, signature, claims, dates, issuer, audience];
 
 // All that was seen of a token; and if it is refused, the check that `failed`, `kind` and `cause`.
 export function inspect(token, jwks, checks) {
@@ -294,205 +300,4 @@ export function when(seconds, now) {
   const amount = `${Math.floor(distance / size)} ${unit}`;
   const text = date.toISOString().slice(0, -5).replace("T", " ");
   return `${text} UTC (${seconds > now ? `in ${amount}` : `${amount} ago`})`;
-}
-
-// ---- the page ----
-
-const CLAIMS = Object.fromEntries(Object.entries(REGISTERED).map(([name, row]) => [name, row[2]]));
-const FOREIGN = "a key that the token brings along: never used";
-const EXTENSION = "an extension: refused";
-const HEADER = { // RFC 7515 §4.1
-  alg: "how it was signed; here: RSA, PKCS#1 v1.5 padding, SHA-256",
-  typ: "what it is",
-  kid: "which key of the JWKS signed it",
-  jwk: FOREIGN, jku: FOREIGN, x5u: FOREIGN, x5c: FOREIGN, crit: EXTENSION, b64: EXTENSION,
-};
-const FIX = {
-  MalformedToken: "Copy it again, whole and without quotes; its issuer may be at fault.",
-  UnsupportedToken: "Only RS256, typ JWT or at+jwt, and no header extension are accepted.",
-  UnknownKey: "Fetch the keys of its issuer. Without them, anyone may have written it.",
-  UnusableKey: "The issuer has to publish an RSA signing key of 2048 bits or more.",
-  BadSignature: "Reject it: it was changed after it was signed, or another key signed it.",
-  InvalidClaim: "The issuer has to set exp, and give every claim the type of RFC 7519.",
-  ExpiredToken: "Get a new one; if it should still be good, compare the clocks.",
-  ImmatureToken: "Wait, or allow some leeway: the issuer's clock is ahead of yours.",
-  WrongIssuer: "Compare the two character by character.",
-  WrongAudience: "Name yourself as audience if it is meant for you.",
-};
-const PARTS = [ // octets; the padding takes what is left of n
-  ["start", 2, "a signature begins"],
-  ["padding", 0, "as long as n asks"],
-  ["end", 1, "of the padding"],
-  ["DigestInfo", 19, "SHA-256 follows, in DER"],
-  ["hash", 32, "what was signed"],
-];
-
-const find = (id) => document.getElementById(id);
-function element(tag, className, ...children) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  made.append(...children); // strings become text nodes
-  return made;
-}
-
-const row = (name, cell, ...says) =>
-  element("tr", "", element("th", "", name), cell, element("td", "says", ...says));
-
-function paint(token) {
-  const [head, payload, ...rest] = token.split(".").map((text, i) => (i ? "." : "") + text);
-  const segments = [head, payload ?? "", rest.join("")];
-  const spans = segments.map((text, i) => element("span", `s${i}`, text));
-  find("paint").replaceChildren(...spans, "\n");
-}
-
-function members(segment, words, now) {
-  let object;
-  try { object = parseObject(base64url(segment)); } catch (error) {
-    return element("p", "", segment ? error.message : "Nothing here yet.");
-  }
-  const rows = Object.entries(object).map(([name, value]) => {
-    const date = words === CLAIMS && has(REGISTERED, name) && REGISTERED[name][0] === isDate;
-    const says = has(words, name) ? words[name] : "";
-    const distance = date && isDate(value) ? ` ${when(value, now)}` : "";
-    const cell = element("td", "", printable(JSON.stringify(value)));
-    return row(printable(name), cell, says, distance);
-  });
-  return element("table", "", ...rows);
-}
-
-// Octets in hex; those that differ from the needed ones are marked, long runs cut in the middle.
-function octets(text, needed) {
-  const line = element("span", "bytes");
-  const pairs = text.match(/../g) ?? [];
-  const hidden = pairs.length > 64 ? pairs.length - 13 : 0;
-  pairs.forEach((pair, i) => {
-    if (hidden && i === 11) line.append(`\u2026 ${hidden} more \u2026 `);
-    if (hidden && i > 10 && i < pairs.length - 2) return;
-    const same = needed.slice(2 * i, 2 * i + 2) === pair;
-    line.append(same ? pair : element("mark", "", pair), " ");
-  });
-  return line;
-}
-
-function signatureParts(seen) {
-  if (!seen.n) return [element("p", "", "Opened once its key is known.")];
-  const { hash, opened, needed } = openedSignature(seen);
-  let at = 0;
-  const rows = PARTS.map(([name, length, says]) => {
-    const end = at + 2 * (length || needed.length / 2 - 54);
-    const [found, right] = [opened.slice(at, end), needed.slice(at, end)];
-    at = end;
-    const cell = element("td", "", octets(found, right));
-    if (found === right) return row(name, cell, says);
-    cell.prepend(element("small", "", found ? "it holds" : "it holds nothing"));
-    cell.append(element("small", "", "it should hold"), octets(right, right));
-    return row(name, cell, says, element("b", "failed", " differs"));
-  });
-  return [
-    element("p", "", `Opened: signature^${seen.e} mod n, ${opened.length / 2} octets`),
-    element("table", "", ...rows),
-    element("p", "", "SHA-256 of header.payload: ", element("code", "", hash)),
-  ];
-}
-
-const MARKS = { done: "\u2713", failed: "\u2717", unasked: "\u00b7" };
-function ladder(failed) {
-  const at = failed ? CHECKS.findIndex((check) => check.name === failed) : CHECKS.length;
-  return CHECKS.map(({ name }, i) => {
-    const state = i < at ? "done" : i > at ? "unasked" : "failed";
-    return element("li", state, `${MARKS[state]} ${name}`);
-  });
-}
-
-function readKeys() {
-  try { return parseObject(utf8(find("jwks").value)); } catch { return null; }
-}
-
-let shown = "";
-function show() {
-  const token = find("token").value.trim();
-  const now = Date.now() / 1000;
-  const checks = { now, leeway: Number(find("leeway").value) };
-  for (const name of ["issuer", "audience"]) checks[name] = find(name).value.trim();
-  const seen = inspect(token, readKeys(), checks);
-  const [head, payload] = token.slice(0, MAX_TOKEN).split(".");
-  const parts = {
-    header: [members(head, HEADER, now)],
-    payload: [members(payload ?? "", CLAIMS, now)],
-    signature: signatureParts(seen),
-    checks: token ? ladder(seen.failed) : [],
-  };
-  const word = !token ? "No token yet" : seen.failed ? `Refused: ${seen.kind}` : "Valid";
-  const cause = !token ? "Paste one, or register and log in."
-    : seen.failed ? `${seen.cause}. ${FIX[seen.kind]}`
-      : "Signed with a key of this JWKS, and every claim holds.";
-  const text = [word, cause, ...Object.values(parts).flat().map((part) => part.textContent)].join();
-  if (text === shown) return; // or every tick would lose the selection
-  shown = text;
-  // Screen readers read it out: only when it changes.
-  if (find("word").textContent !== word) find("word").textContent = word;
-  find("cause").textContent = cause;
-  find("verdict").className = `verdict ${token && (seen.failed ? "bad" : "good")}`;
-  for (const [id, nodes] of Object.entries(parts)) find(id).replaceChildren(...nodes);
-}
-
-function say(id, text, wrong) {
-  find(id).textContent = text;
-  find(id).className = wrong ? "wrong" : "";
-}
-
-async function ask(path, document_) {
-  const options = document_ && {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(document_),
-  };
-  const response = await fetch(path.slice(1), options); // relative: a proxy may add a prefix
-  const answer = await response.json();
-  if (!response.ok) throw new Error(answer.error_description);
-  return answer;
-}
-
-async function fetchKeys() {
-  try {
-    const jwks = await ask("/.well-known/jwks.json");
-    find("jwks").value = JSON.stringify(jwks, null, 1);
-    say("fetched", `${jwks.keys.length} fetched`);
-    find("issuer").value ||= (await ask("/.well-known/openid-configuration")).issuer;
-  } catch (error) { say("fetched", `Not fetched: ${error.message}`, true); }
-  show();
-}
-
-async function submit(event) {
-  event.preventDefault();
-  const path = event.submitter?.value ?? "/auth";
-  const { username, password } = Object.fromEntries(new FormData(event.target));
-  try {
-    if (path === "/register") {
-      const made = (await ask(path, { username })).password;
-      event.target.elements.password.value = made;
-      say("answer", `Registered. Your password, shown once: ${made}`);
-    } else {
-      find("token").value = (await ask(path, { username, password })).token;
-      say("answer", path === "/auth" ? "Logged in." : "Expired, of an unpublished key.");
-      changed();
-    }
-  } catch (error) { say("answer", error.message, true); }
-}
-
-function changed() {
-  paint(find("token").value);
-  show();
-}
-
-if (globalThis.document) {
-  find("login").addEventListener("submit", submit);
-  find("fetch").addEventListener("click", fetchKeys);
-  find("token").addEventListener("input", changed);
-  for (const id of ["jwks", "issuer", "audience", "leeway"]) {
-    find(id).addEventListener("input", show);
-  }
-  setInterval(show, 1000); // dates come nearer
-  changed();
-  fetchKeys();
 }

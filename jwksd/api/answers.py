@@ -31,16 +31,19 @@ BASIC_CHALLENGE = 'Basic realm="jwks", charset="UTF-8"'  # RFC 7617 §2
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # Prometheus text exposition format
 PAGE = {  # path -> file in web/, media type
     "/": ("index.html", "text/html; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/readers.js": ("readers.js", "text/javascript; charset=utf-8"),
     "/inspector.js": ("inspector.js", "text/javascript; charset=utf-8"),
     "/style.css": ("style.css", "text/css; charset=utf-8"),
+    "/favicon.ico": ("favicon.svg", "image/svg+xml"),  # browsers ask for this name unasked
 }
 # Content Security Policy Level 3: the page shows hostile tokens, so only its own script runs,
 # nothing is fetched from elsewhere or sent there, and no other page frames it.
 PAGE_FIELDS = (
     (
         "Content-Security-Policy",
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     ),
     ("Referrer-Policy", "no-referrer"),
     ("Cache-Control", "no-cache"),  # ask each time: after an update, page and script fit together

@@ -327,6 +327,191 @@ class TheVerdict(PageTest):
             self.assertEqual(digest, hashlib.sha256(message).hexdigest())
 
 
+class APaste(PageTest):
+    def pasted(self, text: str) -> str:
+        self.put("token", text)
+        return browser.run("document.getElementById('token').value")
+
+    def test_of_what_holds_a_token_is_judged_as_that_token(self):
+        token = issuer.token(sub="alice")
+        lines = "\n".join(token[at : at + 60] for at in range(0, len(token), 60))
+        answer = {"token": token, "token_type": "Bearer", "expires_in": 3600}
+        oauth = {"access_token": token, "token": "older", "token_type": "Bearer"}
+        for text, note in (
+            (token, ""),
+            (f"  {token}\n", ""),
+            (f"Bearer {token}", "Taken from behind the word Bearer."),
+            (f"authorization: bearer {lines}", "Taken from behind the word Bearer."),
+            (f"curl -H 'Authorization: Bearer {token}' URL", "Taken from behind the word Bearer."),
+            (f'curl -H "Authorization: Bearer {token}" URL', "Taken from behind the word Bearer."),
+            (lines, "Lines and spaces were joined."),
+            (lines.replace("\n", "\r\n  "), "Lines and spaces were joined."),
+            (json.dumps(answer), "Taken from the member token."),
+            (json.dumps(answer, indent=2), "Taken from the member token."),
+            (json.dumps(answer).replace(token, lines), "Taken from the member token."),
+            (json.dumps(oauth), "Taken from the member access_token."),
+        ):
+            with self.subTest(text[:40], note=note):
+                self.assertEqual(self.pasted(text), token)
+                self.assertEqual(self.text("taken"), note)
+                self.assertEqual(self.text("word"), "Valid")
+
+    def test_with_a_letter_that_no_token_has_is_left_as_it_is(self):
+        token = issuer.token()
+        for text in (f"{token} <b>", f"Bearer {token};", f'"{token}"', f"{token}\u200b", "{token}",
+                     f"Bearer {token}\nAccept: text/html"):  # fmt: skip
+            with self.subTest(text[-10:]):
+                self.assertEqual(self.pasted(text), text)
+                self.assertIn("MalformedToken", self.text("word"))
+
+    def test_of_json_without_a_token_says_so(self):
+        for text in ('{"password":"x"}', '{"token":7}', '{"token":null,"__proto__":"a.b.c"}'):
+            self.assertEqual(self.pasted(text), text)
+            self.assertEqual(self.text("taken"), "JSON without access_token or token.")
+
+    def test_of_five_megabytes_is_cut_before_it_is_painted(self):
+        for letter in (".", "a", "{", "Bearer a "):
+            self.assertEqual(len(self.pasted(letter * (5_000_000 // len(letter)))), 65536)
+            self.assertEqual(
+                self.text("taken"), "Cut after 65536 characters: no token is that long."
+            )
+            self.assertLessEqual(len(self.text("paint")), jwt_minimal.MAX_TOKEN + 2)
+            self.assertIn("MalformedToken", self.text("word"))
+
+    def test_by_hand_is_bounded_by_the_browser(self):
+        browser.run("document.getElementById('token').focus()")
+        browser.command("Input.insertText", text="." * 70_000)
+        self.assertEqual(browser.run("document.getElementById('token').value.length"), 65536)
+        self.assertIn("Cut after", self.text("taken"))
+
+
+class AFragment(PageTest):
+    def test_brings_a_token_and_leaves_the_address_bar(self):
+        for arrived in (issuer.token(sub="alice"), issuer.token(sub="bob")):  # loaded, then changed
+            browser.run(f"location.hash = 'token={arrived}'")
+            browser.wait("location.hash === ''")
+            self.assertEqual(self.text("word"), "Valid")
+        self.assertIn('"bob"', self.text("payload"))
+
+    def test_is_read_when_the_page_is_opened(self):
+        browser.go("about:blank#")
+        browser.go(f"{issuer.url}/#token=a.b.c")
+        browser.wait("document.getElementById('token').value === 'a.b.c'")
+        self.assertEqual(browser.run("location.href"), issuer.url + "/")
+
+    def test_of_another_name_is_left_alone(self):
+        browser.run("location.hash = 'legend'")
+        self.assertEqual(browser.run("location.hash"), "#legend")
+        self.assertEqual(self.text("word"), "No token yet")
+
+
+class Copies(PageTest):
+    def copied(self, button: str, secure: bool = True) -> str:
+        """What a press of the button would put into the clipboard."""
+        browser.run(
+            "globalThis.copied = null;"
+            "navigator.clipboard.writeText = async (text) => { globalThis.copied = text; };"
+            "document.oncopy = () => { globalThis.copied = document.activeElement.value; };"
+            f"Object.defineProperty(globalThis, 'isSecureContext', {{configurable: true,"
+            f"value: {json.dumps(secure)}}}); 0"
+        )
+        script = (
+            "[...document.querySelectorAll('button')]"
+            f".find(button => button.textContent === {button!r}).click()"
+        )
+        browser.command("Runtime.evaluate", expression=script, userGesture=True)
+        browser.wait("document.getElementById('copied').textContent !== ''")
+        return browser.run("globalThis.copied")
+
+    def test_are_a_token_a_header_and_a_command(self):
+        token = issuer.token()
+        self.put("token", token)
+        for secure in (True, False):  # a page over plain http has no clipboard object
+            with self.subTest(secure=secure):
+                found = [
+                    self.copied(f"Copy {kind}", secure) for kind in ("token", "header", "curl")
+                ]
+                header = f"Authorization: Bearer {token}"
+                self.assertEqual(found, [token, header, f"curl -H '{header}' URL"])
+                self.assertEqual(self.text("copied"), "Copied as curl.")
+
+    def test_are_read_back_as_the_token(self):
+        token = issuer.token()
+        self.put("token", token)
+        for text in [self.copied(f"Copy {kind}") for kind in ("token", "header", "curl")]:
+            self.put("token", text)
+            self.assertEqual(browser.run("document.getElementById('token').value"), token)
+
+    def test_are_made_of_nothing_that_a_shell_could_obey(self):
+        for text in (
+            "",
+            "a.b",
+            "a.b.c'; touch x; '",
+            "a.b.c\u001b[2J",
+            "a.b.$(x)",
+            "a.b.c.d",
+            '"a.b.c"',
+        ):
+            self.put("token", text)
+            enabled = browser.run("document.querySelectorAll('#copy button:enabled').length")
+            self.assertEqual(enabled, 0, text)
+
+
+HASURA = "https://hasura.io/jwt/claims"
+ROLES = {"x-hasura-default-role": "user", "x-hasura-allowed-roles": ["user", "editor"]}
+READ: list[tuple[dict[str, Any], str, list[str], str]] = [
+    ({"sub": "a", "scope": "x y"}, "Spring", ["name a", "authority SCOPE_x", "authority SCOPE_y"],
+     "authorities from scope"),
+    ({"scp": ["x y", "z"]}, "Spring", ["authority SCOPE_x y", "authority SCOPE_z"], "from scp"),
+    ({"scope": "", "scp": "x"}, "Spring", [], "scope holds no scope"),
+    ({"scope": 7}, "Spring", [], "scope holds no scope"),
+    ({"sub": "a", "undefined": "x"}, "Spring", ["name a"], "neither scope nor scp"),
+    ({"iss": "https://i", "sub": "a", "aud": "k", "groups": ["dev", "ops"]}, "Kubernetes",
+     ["user https://i#a", "group dev", "group ops"], "--oidc-groups-claim=groups"),
+    ({"iss": "https://i", "sub": "a", "aud": "k", "groups": "dev"}, "Kubernetes",
+     ["user https://i#a", "group dev"], "--oidc-groups-claim=groups"),
+    ({"iss": "http://i", "sub": "a"}, "Kubernetes", ["user http://i#a"],
+     "no groups; it also needs an aud that is its client ID and an issuer with https"),
+    ({"iss": "https://i"}, "Kubernetes", [], "refused: it needs iss and sub"),
+    ({"role": "editor"}, "PostgREST", ["role editor"], "the database role"),
+    ({"role": ["editor"]}, "PostgREST", [], "the anonymous role"),
+    ({}, "PostgREST", [], "the anonymous role"),
+    ({HASURA: {**ROLES, "X-Hasura-User-Id": "7", "x-hasura-n": 7, "other": "x"}}, "Hasura",
+     ["role user of user, editor", "x-hasura-user-id: 7", "x-hasura-n: not text"], "roles and"),
+    ({HASURA: {**ROLES, "x-hasura-default-role": "admin"}}, "Hasura", [], "is without"),
+    ({HASURA: {"x-hasura-default-role": "user"}}, "Hasura", [], "it needs the text"),
+    ({HASURA: json.dumps(ROLES)}, "Hasura", [], "no object named"),
+    ({}, "Hasura", [], "no object named"),
+]  # fmt: skip
+
+
+class TheServices(PageTest):
+    def test_read_the_claims_that_their_manuals_name(self):
+        found = browser.run(
+            "import('/readers.js').then(({services}) =>"
+            f"{json.dumps([row[0] for row in READ])}.map(services))"
+        )
+        for (claims, service, lines, says), rows in zip(READ, found):
+            with self.subTest(service, claims=claims):
+                rows_by_name = {row[0]: row[1:] for row in rows}
+                self.assertEqual(rows_by_name[service][0], lines)
+                self.assertIn(says, rows_by_name[service][1])
+
+    def test_stand_in_the_page_with_what_that_is_worth(self):
+        token = issuer.token(sub="alice", scope="read write", role="editor")
+        self.put("token", token)
+        shown = self.text("services")
+        for words in ("once it accepts", "authority SCOPE_write", "role editor", "alice"):
+            self.assertIn(words, shown)
+        self.put("token", token[:-9])
+        self.assertIn("The token is refused here", self.text("services"))
+
+    def test_hide_nothing_and_make_no_markup(self):
+        self.put("token", issuer.token(role="<b>\u202e", scope="<img src=x>"))
+        self.assertIn(r"role <b>\u{202e}", self.text("services"))
+        self.assertEqual(browser.run("document.querySelectorAll('#services b, img').length"), 0)
+
+
 class AHostileToken(PageTest):
     def test_injects_no_markup(self):
         evil = "<img src=x onerror=document.title=1><script>document.title=1</script>"
@@ -365,6 +550,14 @@ class TheBrowser(PageTest):
         )
         self.assertEqual(browser.run("document.title"), "Token inspector")
         self.assertIn("Content Security Policy", " ".join(browser.console))
+
+    def test_can_draw_the_icon_of_the_page(self):
+        width = browser.run(
+            "{const it = new Image(); it.src = document.querySelector('link[rel=icon]').href;"
+            "it.decode().then(() => it.width)}"
+        )
+        self.assertGreater(width, 0)
+        self.assertEqual(browser.console, [])
 
     def test_sends_nothing_to_other_places(self):
         refused = browser.run("fetch('http://127.0.0.1:9/').then(() => 'sent', e => e.message)")

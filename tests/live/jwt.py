@@ -26,7 +26,8 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from joserfc import jws
 from joserfc import jwt as joserfc_jwt
-from joserfc.jwk import RSAKey
+from joserfc.jwk import KeySet, RSAKey
+from jwt import PyJWK
 
 import jwt_minimal
 from jwksd import flaws
@@ -174,6 +175,47 @@ class Tokens(unittest.TestCase):
         for row in [*vectors.rows(), {"name": "RFC 7515", "token": keyless}]:
             with self.subTest(row["name"]):
                 self.compare(row["token"])
+
+
+class KeySets(unittest.TestCase):
+    """One kid for several keys: whatever key we take, PyJWT and joserfc verify with it too."""
+
+    algorithms = st.sampled_from(["RS256", "RS512", "PS256", "RSA-OAEP"])
+    uses = st.sampled_from(["sig", "enc"])
+    operations = st.sampled_from([["verify"], ["verify", "sign"], ["encrypt"], []])
+    # RFC 7517 §4.3: use and key_ops should not stand in one key.
+    purposes = st.fixed_dictionaries({}, optional={"alg": algorithms, "use": uses}) | (
+        st.fixed_dictionaries({"key_ops": operations}, optional={"alg": algorithms})
+    )
+
+    @WIDE
+    @given(st.lists(purposes, min_size=1, max_size=3), st.booleans())
+    def test_with_keys_for_other_purposes(self, purposes: list[Any], named: bool) -> None:
+        bare = {name: JWK[name] for name in ("kty", "kid", "n", "e")}
+        keys = [{**bare, **purpose} for purpose in purposes]
+        header = HEADER if named else {"alg": "RS256"}
+        fits = [
+            key
+            for key in keys
+            if key.get("use", "sig") == "sig"
+            and key.get("alg", "RS256") == "RS256"
+            and "verify" in key.get("key_ops", ["verify"])
+        ]
+        token = signed(header)
+        try:
+            found = jwt_minimal.verify(token, {"keys": keys})
+        except (jwt_minimal.UnknownKey, jwt_minimal.UnusableKey):
+            self.assertNotEqual(len(fits), 1, keys)
+            return
+        self.assertEqual(len(fits), 1, keys)
+        signing = PyJWK(fits[0]).key
+        read = jwt.PyJWS().decode_complete(token, signing, algorithms=["RS256"])
+        self.assertEqual((read["header"], read["payload"]), found)
+        if not named or any("key_ops" in key for key in keys):
+            return  # joserfc guesses no key of several, and chooses none by key_ops
+        key_set = KeySet.import_key_set({"keys": keys})
+        theirs = jws.deserialize_compact(token, key_set, registry=JOSERFC)
+        self.assertEqual((theirs.headers(), theirs.payload), found)
 
 
 class Signatures(unittest.TestCase):

@@ -11,7 +11,7 @@ import tempfile
 import unittest
 
 import jwt_minimal
-from tests.test_jwt import CommandLineTest
+from tests.test_jwt import CommandLineTest, issue
 from tests.test_jwt_docs import DOCS
 
 
@@ -37,6 +37,14 @@ class CommandLine(CommandLineTest):
             )
         self.assertEqual((done.returncode, done.stderr), (0, b""))
         self.assertEqual(json.loads(done.stdout), {"exp": 4_000_000_000, "sub": "joe"})
+
+    def test_explain_has_the_status_of_its_verdict_without_docstrings_too(self) -> None:
+        for token, expected in ((self.fresh(), 0), (issue(exp=7), 1)):
+            command = [sys.executable, "-OO", jwt_minimal.__file__, "explain", token]
+            done = subprocess.run(
+                [*command, "--jwks", str(self.jwks)], capture_output=True, timeout=20, check=False
+            )
+            self.assertEqual(done.returncode, expected, done)
 
     @unittest.skipUnless(hasattr(os, "openpty"), "needs a terminal")
     def test_colours_appear_on_a_terminal_unless_no_color_is_set(self) -> None:
