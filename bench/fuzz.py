@@ -8,9 +8,9 @@ The invariants, for every stream of octets that is sent:
 - never a hang, and the next client is served
 
 The parser (jwksd/httpd/parser.py) says how many requests a stream has; tests/live holds it against
-h11. What is tested here is all that lies around it: the loop, pipelining, deadlines, closing. Without
---url, a server of our own runs in a process of its own. The seed decides everything but the moments
-at which the network cuts the stream.
+h11. What is tested here is all that lies around it: the loop, pipelining, deadlines, closing.
+Without --url, a server of our own runs in a process of its own. The seed decides everything but the
+moments at which the network cuts the stream.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     python -m bench.hostile [--seconds 4] [--only ROW ...]
 
 Each attack is a bounded program on loopback against a server that this starts. Meanwhile somebody
-else opens a connection every 20 ms and asks for the JWKS. Then the attack begins again, and SIGTERM
+else opens a connection every 20 ms and asks for the JWKS; or 14 times a second somebody logs in whose
+password is remembered, each time from another address. Then the attack begins again, and SIGTERM
 must end the server under it. A row of the table is a row of ATTACKS: to add one, write a function
 that attacks `target` until `target.over`, and say in a `Bound` what the others must still get.
 
@@ -16,6 +17,7 @@ import argparse
 import contextlib
 import hashlib
 import hmac
+import itertools
 import multiprocessing
 import re
 import resource
@@ -25,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -32,7 +35,7 @@ from typing import NamedTuple
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from bench.loader import ask
+from bench.loader import ask, post
 from bench.serving import ROOT, Process, serving
 
 JWKS = "GET /.well-known/jwks.json HTTP/1.1\r\nHost: 127.0.0.1\r\n"
@@ -40,6 +43,7 @@ HEAD = "POST /auth HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json
 CHUNKED = f"{HEAD}Transfer-Encoding: chunked\r\n\r\n".encode()
 COMMAS = f"{JWKS}If-None-Match: {',' * 16_000}\r\n\r\n".encode()
 ASK_EVERY = 0.02  # seconds between two requests of the others
+LOG_IN_EVERY = 1 / 14  # the same for those who log in
 AT_ONCE = 100  # connections in a row; then 20 ms of rest
 PATIENCE = 5.0  # seconds after which a request of the others counts as not served
 STOP_SECONDS = 10.0  # 8 for what is in flight, 2 for the workers and the disk
@@ -60,6 +64,7 @@ class Target(NamedTuple):
 
     process: Process
     over: Event
+    login: bytes = b""  # the request of a login that is remembered
 
     def connect(self, source: str = "127.0.0.1") -> socket.socket:
         """A connection from one of the addresses of this machine."""
@@ -78,6 +83,7 @@ class Attack(NamedTuple):
     tls: bool = False
     source: str = "127.0.0.1"  # of the others
     fields: str = ""  # of their requests
+    login: bool = False  # the others log in, with a password that is remembered, not ask for keys
 
 
 class Seen(NamedTuple):
@@ -232,17 +238,60 @@ def half_heads(target: Target) -> None:
     hold(target, PLACES * 104 // 100, lambda number: f"127.0.0.{11 + number % 6}", JWKS.encode())
 
 
+def registrations(target: Target) -> None:
+    """120 registrations a second from as many addresses: each within its 60 a minute."""
+    send_from_many(target, 120, "/register", lambda number: {"username": f"stranger-{number}"})
+
+
+def wrong_passwords(target: Target) -> None:
+    """240 wrong passwords a second from as many addresses."""
+    send_from_many(target, 240, "/auth", lambda _: {"username": "known", "password": "wrong"})
+
+
+def send_from_many(target: Target, rate: int, path: str, document: Callable[[int], object]) -> None:
+    """So many posts a second, each from another address; nobody reads the answers."""
+    kept: deque[socket.socket] = deque()
+    while not target.over.is_set():
+        number = time.monotonic_ns()
+        source = f"127.{10 + number % 61}.{number // 61 % 251}.{1 + number // 15_311 % 251}"
+        with contextlib.suppress(OSError):
+            connection = target.connect(source)
+            connection.sendall(post(path, document(number)))
+            kept.append(connection)
+        if len(kept) > 4 * rate:  # twice the time that a request may wait for a worker
+            kept.popleft().close()
+        time.sleep(1 / rate)
+
+
+def malformed_posts_of_one_network(target: Target) -> None:
+    """Malformed posts from all 65,536 networks /64 of one /48: they would fill the limiter."""
+    posts = itertools.cycle(
+        f"{HEAD}X-Forwarded-For: 2001:db8:1:{number:x}::1\r\nContent-Length: 1\r\n\r\n{{".encode()
+        for number in range(65_536)
+    )
+    while not target.over.is_set():
+        with contextlib.suppress(OSError), target.connect(PROXY) as connection:
+            while not target.over.is_set():
+                connection.sendall(b"".join(itertools.islice(posts, 64)))
+                connection.recv(65_536)
+
+
 CROWDED = ("--max-connections", str(PLACES), "--max-per-client", str(PLACES // 5))
 BEHIND_PROXY = (*CROWDED, "--trusted-proxy", PROXY)
+LOGINS = Bound(served=0.98, slowest=2.0)
 NAMED = "X-Forwarded-For: 198.51.100.1\r\n"
 ATTACKS = (
     Attack("1", "a TLS connection of KeyUpdate records", key_updates, tls=True),
     Attack("2", "300 connections, one-octet chunks", small_chunks),
     Attack("2", "If-None-Match with 16,000 commas", many_commas),
+    Attack("3", "120 registrations a second", registrations, LOGINS, login=True),
+    Attack("3", "240 wrong passwords a second", wrong_passwords, LOGINS, login=True),
     Attack("4", "unfinished posts of one client of a proxy", bodies_behind_a_proxy,
            flags=BEHIND_PROXY, source=PROXY, fields=NAMED),
     Attack("5", "unfinished posts of one IPv6 /48", bodies_of_one_network,
            flags=BEHIND_PROXY, source=PROXY, fields=NAMED),
+    Attack("5", "malformed posts of one IPv6 /48", malformed_posts_of_one_network, LOGINS,
+           flags=("--trusted-proxy", PROXY), login=True),
     Attack("8", "half-sent heads from six addresses", half_heads, Bound(served=0.99),
            flags=CROWDED),
 )  # fmt: skip
@@ -260,9 +309,10 @@ def watch(target: Target, attack: Attack, seconds: float) -> Seen:
         start = time.perf_counter()
         asked += 1
         with contextlib.suppress(OSError):
-            served += ask_once(target, attack) == 200
+            status = log_in_once(target, asked) if attack.login else ask_once(target, attack)
+            served += status == 200
         slowest = max(slowest, time.perf_counter() - start)
-        time.sleep(ASK_EVERY)
+        time.sleep(LOG_IN_EVERY if attack.login else ASK_EVERY)
     return Seen(asked, served, slowest)
 
 
@@ -276,6 +326,23 @@ def ask_once(target: Target, attack: Attack) -> int:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         with context.wrap_socket(raw) as secure:
             return ask(secure, request)[1]
+
+
+def log_in_once(target: Target, number: int) -> int:
+    """The status of a login, from an address that has not asked for a while."""
+    moment = time.monotonic_ns() // 1_000_000
+    with target.connect(
+        f"127.{100 + number % 100}.{moment % 251}.{1 + moment // 251 % 251}"
+    ) as raw:
+        return ask(raw, target.login)[1]
+
+
+def remembered_login(process: Process) -> bytes:
+    """The request of a login whose password the server has verified already."""
+    request = post("/auth", {"username": "known", "password": process.register("known")})
+    with socket.create_connection(("127.0.0.1", process.port), PATIENCE) as connection:
+        ask(connection, request)
+    return request
 
 
 @contextlib.contextmanager
@@ -320,7 +387,8 @@ def attacking(target: Target, attack: Attack) -> Iterator[None]:
 def row_of(attack: Attack, seconds: float) -> tuple[str, bool]:
     """A row of the table, and whether everything stayed within its bound."""
     with server_for(attack) as process:
-        target = Target(process, PROCESSES.Event())
+        login = remembered_login(process) if attack.login else b""
+        target = Target(process, PROCESSES.Event(), login)
         before = watch(target, attack, seconds / 2)
         with attacking(target, attack):
             time.sleep(seconds / 4)  # until it has begun
