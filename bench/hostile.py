@@ -329,7 +329,10 @@ def row_of(attack: Attack, seconds: float) -> tuple[str, bool]:
         with attacking(target, attack):
             time.sleep(seconds / 4)
             start = time.perf_counter()
-            process.end()
+            try:
+                process.end()
+            except subprocess.TimeoutExpired:  # it would go on for ever
+                process.process.kill()
             stopped = time.perf_counter() - start
     bound = attack.bound
     held = (
