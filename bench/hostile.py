@@ -295,7 +295,7 @@ def server_for(attack: Attack) -> Iterator[Process]:
         command = [sys.executable, str(ROOT / "server.py"), "--port", "0", "--db",
                    str(Path(folder, "bench.db")), "--access-log", "off", "--tls-cert", certificate,
                    "--tls-key", key, *attack.flags]  # fmt: skip
-        process = Process(command, re.compile(r"ready: https://127\.0\.0\.1:([0-9]+) "))
+        process = Process(command, ready=re.compile(r"ready: https://127\.0\.0\.1:([0-9]+) "))
         try:
             yield process
         finally:
@@ -329,10 +329,7 @@ def row_of(attack: Attack, seconds: float) -> tuple[str, bool]:
         with attacking(target, attack):
             time.sleep(seconds / 4)
             start = time.perf_counter()
-            try:
-                process.end()
-            except subprocess.TimeoutExpired:  # it would go on for ever
-                process.process.kill()
+            process.end()
             stopped = time.perf_counter() - start
     bound = attack.bound
     held = (
