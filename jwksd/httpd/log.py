@@ -113,7 +113,9 @@ def write_all(descriptor: int, octets: bytes) -> None:
     while octets:
         try:
             octets = octets[os.write(descriptor, octets) :]
-        except BlockingIOError:  # whoever shares the descriptor may have made it non-blocking
+        except (
+            BlockingIOError
+        ):  # a process that shares the descriptor may have made it non-blocking
             select.select([], [descriptor], [])
 
 

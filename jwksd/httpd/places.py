@@ -1,4 +1,4 @@
-"""Who gets a place among the connections, who gives theirs up, and who is served next.
+"""The places among the connections: who gets one, who gives it up, and whose turn is next.
 
 Rules of this file:
 - No I/O but for those who are turned away, and no clock.
@@ -41,7 +41,7 @@ class Shares:
 
     def has_room(self, client: str) -> bool:
         """Whether all sources of the client have some of their shares left."""
-        if client == "unix":  # whoever reaches the file is a proxy
+        if client == "unix":  # a client that reaches the file is a proxy
             return True
         return all(self.taken[name] < shares * self._most for name, shares in sources_of(client))
 
