@@ -3,10 +3,11 @@
     python -m bench.hostile [--seconds 4] [--only ROW ...]
 
 Each attack is a bounded program on loopback against a server that this starts. Meanwhile somebody
-else opens a connection every 20 ms and asks for the JWKS; or 14 times a second somebody logs in whose
-password is remembered, each time from another address. Then the attack begins again, and SIGTERM
-must end the server under it. A row of the table is a row of ATTACKS: to add one, write a function
-that attacks `target` until `target.over`, and say in a `Bound` what the others must still get.
+else opens a connection every 20 ms and asks for the JWKS; or logs in 14 times a second, with a
+password that is remembered, each time from another address. Then the attack begins again, and
+SIGTERM must end the server under it. A row of the table is a row of ATTACKS: to add one, write a
+function that attacks `target` until `target.over`, and say in a `Bound` what the others must still
+get.
 
 Addresses of 127.0.0.0/8 stand for separate clients, so this needs Linux.
 """
