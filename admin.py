@@ -33,8 +33,14 @@ import time
 from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any, Callable, NamedTuple, TextIO
 
+from jwksd.ops import packages
+
+try:
+    from jwksd.store import accounts, claims, keystore, logins, names
+except ModuleNotFoundError as missing:
+    packages.refuse_without(missing)
+
 from jwksd.ops import doctor, secret, settings, startup
-from jwksd.store import accounts, claims, keystore, logins, names
 from jwksd.store.database import CannotOpen, Database, Unavailable
 from jwksd.store.sqlite import ReadOnly
 
@@ -452,6 +458,7 @@ def open_for(command: Command, path: str) -> Database:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
+    packages.refuse_old()
     options = make_parser().parse_args(arguments)
     environ = os.environ
     flags = {name: value for name, value in vars(options).items() if name in FLAGS}

@@ -41,7 +41,7 @@ from jwksd.store.sqlite import SCHEMA_VERSION, ReadOnly
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 
-PACKAGES = {"cryptography": (42,), "argon2-cffi": (23, 1)}  # as requirements.txt asks
+PACKAGES = {"cryptography": (3, 3), "argon2-cffi": (18, 3)}  # as requirements.txt asks
 # sqlite.org's release notes: before it, two connections that write and checkpoint in the same
 # moment can, rarely, damage the file.
 SQLITE_SOUND = (3, 51, 3)
