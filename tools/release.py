@@ -27,11 +27,11 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tools import lock
 
+ROOT = lock.ROOT
 NOT_IN_THE_ONE_FILE = re.compile(r"(tests|bench|docs|tools|deploy|\.ci)/|test_server\.py$")
 IN_THE_ONE_FILE = re.compile(r".*\.(py|sql|html|js|css|svg)$|LICENSE$")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip archive can name
