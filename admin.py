@@ -447,6 +447,8 @@ def open_for(command: Command, path: str) -> Database:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = make_parser().parse_args(arguments)
+    if options.run is not diagnose:  # the doctor has a row for it
+        packages.refuse_old()
     environ = os.environ
     flags = {name: value for name, value in vars(options).items() if name in FLAGS}
     try:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # /// script
 # requires-python = ">=3.9"
-# dependencies = ["cryptography>=42", "argon2-cffi>=23.1"]
+# dependencies = ["cryptography>=3.3", "argon2-cffi>=18.3"]
 # ///
 """A server that registers users, authenticates them, and issues RS256 JSON Web Tokens that anyone
 can verify from its published key set. Run `python server.py`; see README.md for a first session.
@@ -668,6 +668,7 @@ def running(*, clock: Callable[[], float] = wall_clock, **values: Any) -> Issuer
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0 after a stop, 2 if it cannot start."""
     process.occupy_standard_streams()
+    packages.refuse_old()
     parser = settings.Parser(prog="server.py", description=(__doc__ or "").split("\n\n")[0])
     settings.add_settings(parser)
     flags = vars(parser.parse_args(arguments))

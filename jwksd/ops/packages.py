@@ -5,11 +5,14 @@ It imports nothing but the standard library, so that a command can say what is m
 
 from __future__ import annotations
 
+import importlib.metadata
+import re
 import sys
 from typing import NoReturn
 
-# The oldest versions that work; requirements.txt and the head of server.py say the same.
-FLOORS = {"cryptography": (42,), "argon2-cffi": (23, 1)}
+# The packages of Debian 11, with Python 3.9: the oldest that the tests have passed with.
+# requirements.txt and the head of server.py say the same.
+FLOORS = {"cryptography": (3, 3), "argon2-cffi": (18, 3)}
 MODULES = {"argon2", "cryptography"}  # what they are imported as
 
 
@@ -33,3 +36,20 @@ def refuse_without(missing: ModuleNotFoundError) -> NoReturn:
         file=sys.stderr,
     )
     sys.exit(2)
+
+
+def refuse_old() -> None:
+    """End a command with one line if one of them is older than what works."""
+    for name, floor in FLOORS.items():
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # a copy without its description
+            continue
+        if tuple(map(int, re.findall("[0-9]+", version)[:2])) < floor:
+            wanted = f"'{name}>={'.'.join(map(str, floor))}'"
+            print(
+                f"{name} {version} is too old; get another with: "
+                f"{sys.executable} -m pip install {wanted}",
+                file=sys.stderr,
+            )
+            sys.exit(2)

@@ -522,7 +522,8 @@ class Accounts:
             return self._hasher.verify(stored_hash, password)
         except argon2.exceptions.VerifyMismatchError:
             return False
-        except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError) as error:
+        # InvalidHashError was InvalidHash before argon2-cffi 23.1; both are ValueErrors.
+        except (argon2.exceptions.VerificationError, ValueError) as error:
             if str(error) in EXHAUSTED:
                 raise Busy("no memory to hash with") from error
         # What only looked like a hash was refused before any hashing: it costs a step all the same.

@@ -177,4 +177,7 @@ def _private_key(jwk: dict[str, str]) -> rsa.RSAPrivateKey:
         int.from_bytes(b64url_decode(jwk[name]), "big") for name in RSA_NUMBERS
     )
     numbers = rsa.RSAPrivateNumbers(p, q, d, dp, dq, qi, rsa.RSAPublicNumbers(e, n))
-    return numbers.private_key(unsafe_skip_rsa_key_validation=True)
+    try:
+        return numbers.private_key(unsafe_skip_rsa_key_validation=True)
+    except TypeError:  # cryptography before 39 has no such choice, and validates always
+        return numbers.private_key()
