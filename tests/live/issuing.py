@@ -1,0 +1,86 @@
+"""A server with an account for the clients of tests/live, and whether a client is installed here.
+
+Each of these tests runs somebody else's program. One that is not installed is skipped, and says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import unittest
+from pathlib import Path
+
+import server
+from tests.support import CHEAPEST
+
+NAME = "mary jones"  # some clients spell the space + or %20, others leave it
+SCOPE = "read write"
+AUDIENCES = ("shop", "https://api.example")
+
+
+class Issuing(unittest.TestCase):
+    """A server, and an account with a scope."""
+
+    settings: dict = {"audience": list(AUDIENCES)}
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.issuer = server.running(auth_limit="off", argon2=CHEAPEST, **cls.settings)
+        cls.addClassCleanup(cls.issuer.stop)
+        cls.accounts = cls.issuer._service.app.accounts
+        cls.issuer_url = str(cls.settings.get("issuer", cls.issuer.url))
+        cls.password = cls.accounts.register(NAME, None)
+        cls.accounts.set_claims(NAME, [f"scope={SCOPE}"])
+
+    @property
+    def token_endpoint(self) -> str:
+        return f"{self.issuer_url}/auth"
+
+    def assertIssued(self, answer: dict, scope: str = SCOPE, audience: object = None) -> dict:
+        """The claims of the token in the answer of a client."""
+        self.assertEqual(str(answer["token_type"]).lower(), "bearer")
+        return self.assertToken(answer["access_token"], scope, audience)
+
+    def assertToken(self, token: str, scope: str = SCOPE, audience: object = None) -> dict:
+        part = token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+        self.assertEqual((claims["sub"], claims["iss"]), (NAME, self.issuer_url))
+        self.assertEqual(claims["scope"], scope)
+        self.assertEqual(claims["aud"], audience or list(AUDIENCES))
+        return claims
+
+
+def needs_module(name: str):
+    """Skip a test where a package of requirements-dev.txt is missing."""
+    found = importlib.util.find_spec(name) is not None
+    return unittest.skipUnless(found, f"the Python package {name} is not installed")
+
+
+def needs(*programs: str):
+    """Skip a test where one of these programs or files is missing."""
+    missing = [name for name in programs if not (shutil.which(name) or os.path.exists(name))]
+    return unittest.skipIf(missing, f"not installed: {' '.join(missing)}")
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody has now."""
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        return int(taken.getsockname()[1])
+
+
+def ask_program(command: list[str], folder: Path, **environ: str) -> dict:
+    """The JSON that a program prints; its errors are the test's."""
+    run = subprocess.run(
+        command, cwd=folder, env={**os.environ, **environ},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    if run.returncode:
+        raise AssertionError(f"{command[0]} ended with {run.returncode}:\n{run.stderr[-3000:]}")
+    found: dict = json.loads(run.stdout)
+    return found
