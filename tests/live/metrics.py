@@ -37,11 +37,12 @@ class PrometheusClient(Issuing):
             return answer.headers["Content-Type"], answer.read().decode()
 
     def test_reads_openmetrics_and_the_text_format_alike(self):
-        from prometheus_client import openmetrics, parser
+        from prometheus_client import parser
+        from prometheus_client.openmetrics import parser as openmetrics
 
         media_type, text = self.scrape("application/openmetrics-text;version=1.0.0,*/*;q=0.1")
         self.assertTrue(media_type.startswith("application/openmetrics-text; version=1.0.0"))
-        new = {f.name: f for f in openmetrics.parser.text_string_to_metric_families(text)}
+        new = {f.name: f for f in openmetrics.text_string_to_metric_families(text)}
         media_type, text = self.scrape("*/*")
         self.assertTrue(media_type.startswith("text/plain; version=0.0.4"))
         old = {f.name: f for f in parser.text_string_to_metric_families(text)}

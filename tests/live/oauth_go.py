@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import unittest
 from pathlib import Path
+from typing import Any, ClassVar
 
 from tests.live.issuing import NAME, Issuing, ask_program, needs
 
@@ -41,10 +42,13 @@ func main() {
 		"header":   oauth2.AuthStyleInHeader,
 	}
 	for way, style := range styles {
-		service := clientcredentials.Config{ClientID: name, ClientSecret: password, TokenURL: address, AuthStyle: style}
+		service := clientcredentials.Config{
+			ClientID: name, ClientSecret: password, TokenURL: address, AuthStyle: style,
+		}
 		token, err := service.Token(context.Background())
 		take("credentials "+way, token, err)
-		app := oauth2.Config{ClientID: "app", Endpoint: oauth2.Endpoint{TokenURL: address, AuthStyle: style}}
+		endpoint := oauth2.Endpoint{TokenURL: address, AuthStyle: style}
+		app := oauth2.Config{ClientID: "app", Endpoint: endpoint}
 		token, err = app.PasswordCredentialsToken(context.Background(), name, password)
 		take("password "+way, token, err)
 	}
@@ -62,6 +66,8 @@ func main() {
 
 @needs("go", f"{LIBRARY}/src/golang.org/x/oauth2")
 class GoClients(Issuing):
+    found: ClassVar[dict[str, Any]]  # by what was asked for
+
     @classmethod
     def setUpClass(cls) -> None:
         super().setUpClass()

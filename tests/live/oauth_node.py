@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import unittest
 from pathlib import Path
+from typing import Any, ClassVar
 
 from tests.live.issuing import NAME, Issuing, ask_program, free_port, needs
 
@@ -21,6 +22,8 @@ SCRIPT = Path(__file__).with_name("oauth_clients.mjs")
 
 @needs("node", "npm")
 class NodeClients(Issuing):
+    found: ClassVar[dict[str, Any]]  # by what was asked for
+
     @classmethod
     def setUpClass(cls) -> None:
         super().setUpClass()

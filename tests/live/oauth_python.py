@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import unittest
+from typing import Any
 from unittest import mock
 from urllib.request import urlopen
 
@@ -21,9 +22,7 @@ class Discovery(Issuing):
         document = self.metadata()
         ways = {"none", "client_secret_basic", "client_secret_post"}
         self.assertEqual(set(document["token_endpoint_auth_methods_supported"]), ways)
-        self.assertEqual(
-            set(document["grant_types_supported"]), {"password", "client_credentials"}
-        )
+        self.assertEqual(set(document["grant_types_supported"]), {"password", "client_credentials"})
 
     @needs_module("authlib")
     def test_passes_authlibs_validation_but_for_https_and_what_is_not_here(self):
@@ -119,7 +118,8 @@ class RequestsOAuthlib(Issuing):
         options = {"client_secret": self.password, "include_client_id": True}
         with self.assertRaisesRegex(Warning, 'from "read root" to "read"'):
             self.fetch(client, **options)
-        self.assertIssued(self.fetch(BackendApplicationClient(NAME, scope=["read"]), **options), "read")
+        client = BackendApplicationClient(NAME, scope=["read"])
+        self.assertIssued(self.fetch(client, **options), "read")
 
     def test_hears_the_words_of_a_refusal(self):
         from oauthlib.oauth2 import BackendApplicationClient, LegacyApplicationClient
@@ -152,7 +152,8 @@ class AVerifierTwoSecondsBehind(Issuing):
         from joserfc.errors import InvalidTokenError
 
         token, behind = self.issuer.token(NAME), int(time.time()) - 2
-        keys = jwk.KeySet.import_key_set(self.issuer.jwks())
+        published: Any = self.issuer.jwks()
+        keys = jwk.KeySet.import_key_set(published)
         claims = jwt.decode(token, keys, ["RS256"]).claims
         jwt.JWTClaimsRegistry(now=behind, leeway=0).validate(claims)
         with self.assertRaises(InvalidTokenError):
