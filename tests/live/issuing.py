@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -79,9 +80,11 @@ def needs(*programs: str) -> Callable[[T], T]:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody has now."""
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as taken:
-        return int(taken.getsockname()[1])
+    """A port of the loopback that nobody has now, nor gets by chance: Linux gives out others."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("every port is taken")
 
 
 def ask_program(command: list[str], folder: Path, **environ: str) -> dict[str, Any]:
