@@ -29,6 +29,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+import datetime
 import functools
 import os
 import sys
@@ -58,7 +59,7 @@ except ModuleNotFoundError as missing:
 import jwt_minimal
 import ratelimit
 from jwksd import __version__, httpd
-from jwksd.api import answers, inputs, limits, oauth, pages
+from jwksd.api import answers, inputs, limits, metrics, oauth, pages
 from jwksd.httpd import Answer, Request, Response, json_response
 from jwksd.ops import process, secret, settings, startup
 from jwksd.ops.settings import ConfigurationError, Settings
@@ -135,6 +136,7 @@ class App:
         self._page = answers.inspector_page()
         # outcome -> attempts since the start; counted by the database's one writer thread alone
         self.logins: Counter[str] = Counter()
+        self.seconds = metrics.Seconds(monotonic)
         self._warned_of_forwarding = False
 
     def respond(self, request: Request) -> Answer:
@@ -163,6 +165,7 @@ class App:
         """POST /register: a name and perhaps an e-mail address -> a generated password."""
         if self.settings.registration == "closed":
             raise answers.RegistrationClosed
+        started = self.seconds.now()
         self.pages.require_own(request.headers)
         self.limits["register"].admit(self.client(request))
         members = inputs.fields(request.headers, request.body)
@@ -171,9 +174,10 @@ class App:
         if members.get("email") is not None:
             email = names.checked_email(inputs.text(members, "email"))
         source = ratelimit.source(self.client(request))
-        return self.workers.submit(
+        answer = self.workers.submit(
             self.create_account, name, email, lane=REGISTRATION, source=source
         )
+        return self.timed("register", started, answer)
 
     def create_account(self, answer: Future[Response], name: str, email: str | None) -> None:
         """The slow rest of /register, on a worker thread."""
@@ -184,9 +188,10 @@ class App:
 
     def auth(self, request: Request) -> Answer:
         """POST /auth: name and password -> a signed token."""
+        started = self.seconds.now()
         self.pages.require_own(request.headers)
         self.limits["auth"].admit(self.client(request))
-        return self.log_in(request)
+        return self.timed("auth", started, self.log_in(request))
 
     def log_in(self, request: Request) -> Future[Response]:
         """The same without the limit."""
@@ -305,7 +310,7 @@ class App:
 
     def healthz(self, request: Request) -> Answer:
         """GET /healthz: whether a token could be issued now."""
-        if self.upkeep.in_trouble() or not self.keys.published().keys:
+        if not self.ready():
             raise answers.NotReady
         return json_response(200, {"status": "ok"}, answers.NO_STORE)
 
@@ -319,18 +324,11 @@ class App:
             raise answers.Forbidden
         if not ratelimit.is_trusted(client, (*LOOPBACK, *self.settings.metrics_from)):
             raise answers.Forbidden
-        return Response(
-            200,
-            (("Content-Type", answers.METRICS_TYPE), *answers.NO_STORE),
-            self.exposition().encode(),
+        return metrics.response(
+            request.headers.get("accept", ""),
+            *(self.stats, self.workers, self.seconds, self.logins, self.limits, self.keys),
+            ready=self.ready(),
         )
-
-    def exposition(self) -> str:
-        """The counters, as Prometheus reads them."""
-        limited = {name: limit.refused for name, limit in self.limits.items()}
-        sources = {name: len(limit.limiter) for name, limit in self.limits.items()}
-        keys = {"": len(self.keys.published().keys)}
-        return answers.exposition(self.stats, self.workers, self.logins, limited, sources, keys)
 
     def options(self, allowed: str, request: Request) -> Answer:
         """OPTIONS of any route: its methods, and what a page elsewhere may send."""
@@ -341,6 +339,15 @@ class App:
         return pages.preflight(allowed, pages.ANY_ORIGIN if public else ())
 
     # -- what the endpoints share
+
+    def ready(self) -> bool:
+        """Whether a token could be issued now."""
+        return not self.upkeep.in_trouble() and bool(self.keys.published().keys)
+
+    def timed(self, route: str, started: float, answer: Future[Response]) -> Future[Response]:
+        """The same answer; how long it took is counted once it is there."""
+        answer.add_done_callback(functools.partial(self.seconds.observe, route, started))
+        return answer
 
     def local(self, request: Request) -> str:
         """The path without that of the issuer."""
@@ -488,7 +495,7 @@ class Service:
             stats=stats,
             max_connections=config.max_connections,
             max_per_client=config.max_per_client,
-            limits=httpd.Limits(body=config.max_body),
+            limits=config.limits,
             access_log=config.access_log,
             log=log,
             is_proxy=self.app.is_proxy,
@@ -649,8 +656,8 @@ class Issuer:
 
 
 def wall_clock() -> float:
-    """Seconds since 1970; looked up each time, so that a test may replace `time.time`."""
-    return time.time()
+    """Seconds since 1970, also where freezegun sets them: it leaves threads their `time.time`."""
+    return datetime.datetime.now(datetime.timezone.utc).timestamp()
 
 
 def running(*, clock: Callable[[], float] = wall_clock, **values: Any) -> Issuer:

@@ -631,6 +631,46 @@ class Measuring(AppTest):
         self.assertIn('jwks_limited_total{route="auth"} 2\n', text)
         self.assertIn("# TYPE jwks_keys gauge\njwks_keys 1\n", text)
 
+    def test_says_whether_it_is_ready_and_when_the_next_key_is_made(self):
+        def found(name):
+            lines = self.call("GET", "/metrics").body.decode().splitlines()
+            return float(next(line for line in lines if line.startswith(f"{name} ")).split()[1])
+
+        self.assertEqual(found("jwks_ready"), 1)
+        before = found("jwks_next_key_seconds")
+        self.clock.advance(100)
+        self.assertAlmostEqual(found("jwks_next_key_seconds"), before - 100, places=3)
+        self.app.upkeep.report("rotation", "the disk is full")
+        self.assertEqual(found("jwks_ready"), 0)
+
+    def test_times_what_waits_for_a_worker(self):
+        def slow(name, password):
+            self.monotonic.advance(0.3)
+
+        with mock.patch.object(self.app.accounts, "remembered", slow):
+            self.login("nobody", "x")
+        self.register("alice")
+        text = self.call("GET", "/metrics").body.decode()
+        for line in (
+            '_bucket{route="auth",le="0.25"} 0', '_bucket{route="auth",le="0.5"} 1',
+            '_bucket{route="auth",le="+Inf"} 1', '_count{route="auth"} 1',
+            '_bucket{route="register",le="0.001"} 1', '_count{route="register"} 1',
+        ):  # fmt: skip
+            self.assertIn(f"jwks_request_seconds{line}\n", text)
+
+    def test_speaks_openmetrics_to_who_names_it(self):
+        for accept, wanted in (
+            ("application/openmetrics-text;version=1.0.0;q=0.8,text/plain;q=0.5", True),
+            ("text/plain, Application/OpenMetrics-Text", True),
+            ("application/openmetrics-text;q=0", False), ("*/*", False), ("", False),
+        ):  # fmt: skip
+            response = self.call("GET", "/metrics", headers={"accept": accept})
+            text = response.body.decode()
+            self.assertEqual(text.endswith("# EOF\n"), wanted, accept)
+            self.assertEqual("# TYPE jwks_connections counter" in text, wanted)
+            media_type = header(response, "Content-Type").split(";")[0]
+            self.assertEqual(media_type == "application/openmetrics-text", wanted)
+
     def test_is_for_this_machine_and_those_named(self):
         self.assertEqual(self.call("GET", "/metrics", client="192.0.2.1").status, 403)
         self.assertEqual(self.call("GET", "/metrics", client="::1").status, 200)

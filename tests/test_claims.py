@@ -41,6 +41,7 @@ class Changes(unittest.TestCase):
             ("x:=", "not JSON"), ("x:={", "not JSON"), ("x:=NaN", "NaN"), ("x:=[1,]", "not JSON"),
             ('x:={"a":1,"a":2}', "twice"), ('x:="\\ud800"', "not JSON"), ("x:=null", "remove"),
             ("x:=" + "[" * 9 + "]" * 9, "nested"), ("x:=" + "[" * 100_000, "nested"),
+            ("x:=1e400", "too large"), ('x:={"a":[-1e999]}', "too large"),
             ("x=\udcff", "UTF-8"), ("x:=" + "9" * 5000, "JSON"),
         ):  # fmt: skip
             with self.subTest(change[:40]), self.assertRaisesRegex(BadClaim, reason):
@@ -50,6 +51,20 @@ class Changes(unittest.TestCase):
         for name in claims.RESERVED:
             for change in (f"{name}=x", f"{name}:=1", f"{name}="):
                 self.assertRaisesRegex(BadClaim, "server's", claims.parse, change)
+
+    def test_nor_what_some_reader_takes_for_it(self):
+        for name in (
+            "ISS",
+            "Sub",
+            "eXp",
+            "\u017fub",
+            "i\u017fs",
+            "\u0131ss",
+            "\uff53\uff55\uff42",
+            "CNF",
+        ):
+            self.assertRaisesRegex(BadClaim, "server's", claims.parse, f"{name}=x")
+            self.assertEqual(claims.read(json.dumps({name: "x", "role": "a"})), {"role": "a"})
 
     def test_are_bounded_together(self):
         claims.changed({}, ["a=" + "x" * 2040])
@@ -98,6 +113,12 @@ class Tokens(AppTest):
             other.execute('INSERT INTO account_claims VALUES (1, \'{"role":"x","sub":"eve"}\')')
         found = self.token_claims()
         self.assertEqual((found["role"], found["sub"]), ("x", "alice"))
+
+    def test_come_to_none_where_no_token_could_carry_them(self):
+        for stored in ('{"x":NaN}', '{"x":1e400}', '{"x":"\\ud800"}', '{"x":1,"x":2}'):
+            with contextlib.closing(sqlite3.connect(self.path)) as other, other:
+                other.execute("INSERT OR REPLACE INTO account_claims VALUES (1, ?)", (stored,))
+            self.assertNotIn("x", self.token_claims())
 
     def test_are_those_of_the_commit_where_a_change_comes_in_between(self):
         user = self.app.accounts.authenticate("alice", self.password)

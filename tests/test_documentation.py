@@ -198,7 +198,7 @@ class TheEmbeddersPage(unittest.TestCase):
                     result = unittest.TextTestRunner(report).run(suite)
                     self.assertTrue(result.wasSuccessful(), report.getvalue())
                     ran += result.testsRun
-        self.assertEqual(ran, 2)
+        self.assertEqual(ran, 3)
 
 
 def anchors(page: Path) -> set[str]:

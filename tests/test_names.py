@@ -12,7 +12,7 @@ from unittest import mock
 
 import admin
 from jwksd.ops import settings, startup
-from jwksd.store.accounts import Accounts, NameTaken, UnknownUser
+from jwksd.store.accounts import Accounts, NameTaken, UnknownUser, enter_names
 from jwksd.store.names import Malformed, checked_name, checked_new_name, checked_password, fold
 from tests.support import CHEAPEST, AppTest, TemporaryFolder
 
@@ -106,6 +106,19 @@ class RetiredNames(NamesTest):
         with contextlib.closing(sqlite3.connect(self.path)) as other, other:
             other.execute("DELETE FROM users")
         self.assertRaises(NameTaken, self.accounts.register, "bob", None)
+        self.accounts.free("bob")
+        self.accounts.register("bob", None)
+
+    def test_stay_with_an_account_whose_twin_of_an_older_version_is_deleted(self):
+        with contextlib.closing(sqlite3.connect(self.path)) as other, other:
+            for name in ("zoë", "ZOË"):
+                other.execute("INSERT INTO users (username, password_hash) VALUES (?, '')", (name,))
+        enter_names(self.accounts._database)
+        self.accounts.delete("ZOË", free=True)
+        self.assertRaises(NameTaken, self.accounts.register, "Zoë", None)
+        self.assertRaises(UnknownUser, self.accounts.free, "zoë")
+        self.accounts.delete("zoë", free=True)
+        self.accounts.register("Zoë", None)
 
     def test_are_given_back_by_the_operator_who_is_told_what_that_means(self):
         self.accounts.register("bob", None)

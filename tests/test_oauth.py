@@ -227,6 +227,13 @@ class Audience(OAuthTest):
                    "resource": ["shop"]}  # fmt: skip
         self.assertEqual(self.claims(self.call("POST", "/auth", members))["aud"], "shop")
 
+    def test_that_is_empty_counts_as_left_out(self):
+        for pairs in (
+            [("resource", ""), ("resource", "shop")],
+            [("audience", ""), ("resource", "shop")],
+        ):
+            self.assertEqual(self.claims(self.as_user(*pairs))["aud"], "shop")
+
     def test_that_is_not_ours_to_name_is_invalid(self):
         for value in ("https://evil.example", "SHOP"):
             self.assertError(self.as_user(resource=value), "invalid_target")

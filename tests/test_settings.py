@@ -29,10 +29,25 @@ class Values(unittest.TestCase):
             with self.subTest(text=text):
                 self.assertRaises(ValueError, settings.duration, text)
 
+    def test_rests_are_never_longer_when_places_run_out(self):
+        for text, idle, crowded in (("600s", 600, 5), ("75s", 75, 5), ("2s", 2, 2)):
+            limits = make_settings({"idle_timeout": text}).limits
+            self.assertEqual((limits.idle, limits.idle_full), (idle, crowded))
+
+    def test_origins_are_those_that_a_browser_sends(self):
+        for text in ("https://app.example", "http://[::1]:8080", "http://[::80]", "https://a:80"):
+            self.assertEqual(make_settings({"allow_origin": text}).allow_origin, (text,))
+        for text in ("https://app.example:443", "http://app.example:80", "http://[::1]:80",
+                     "https://a:99999", "https://a:0", "https://a:080", "https://u@a", "*", "null",
+                     "https://a/", "https://A.example"):  # fmt: skip
+            with self.subTest(text):
+                self.assertRaises(ConfigurationError, make_settings, {"allow_origin": text})
+
     def test_a_value_that_cannot_be_meant_names_flag_and_variable(self):
         for name, value in (
             ("port", "70000"), ("port", "-1"), ("port", "http"), ("token_ttl", "0s"),
-            ("token_ttl", "1.5s"), ("auth_limit", "many"), ("issuer", "issuer.example"),
+            ("token_ttl", "1.5s"), ("idle_timeout", "0s"), ("auth_limit", "many"),
+            ("issuer", "issuer.example"),
             ("issuer", "https://a.example/?x"), ("trusted_proxy", "10.0.0.1/8"),
             ("argon2", "t=0,m=8,p=1"), ("argon2", "m=8"), ("access_log", "xml"),
             ("verified_cache", "maybe"), ("host", ""), ("db", " "), ("audience", ""),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import Any, Callable, NamedTuple
+from typing import Callable, NamedTuple
 
 import jwksd
 from jwksd import httpd
@@ -28,7 +28,6 @@ NO_STORE = (("Cache-Control", "no-store"),)  # RFC 6749 §5.1, for whatever hold
 PUBLIC = (*ANY_ORIGIN, ("Access-Control-Expose-Headers", "ETag"))
 RETRY_SOON = (("Retry-After", "1"),)  # s: a full queue empties and a lock is freed in that time
 BASIC_CHALLENGE = 'Basic realm="jwks", charset="UTF-8"'  # RFC 7617 §2
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # Prometheus text exposition format
 PAGE = {  # path -> file in web/, media type
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
@@ -311,45 +310,3 @@ def server_metadata(issuer: str) -> dict[str, object]:
         "subject_types_supported": ["public"],
         "id_token_signing_alg_values_supported": ["RS256"],
     }
-
-
-def exposition(
-    http: httpd.Stats,
-    workers: httpd.Workers,
-    logins: Mapping[str, int],
-    limited: Mapping[str, int],
-    sources: Mapping[str, int],
-    keys: Mapping[str, int],
-) -> str:
-    """The counters in the Prometheus text exposition format, version 0.0.4."""
-    refused = {
-        "server_full": http.rejected_full,
-        "client_share": http.rejected_client,
-        "queue_full": workers.refused,
-    }
-    rows: tuple[tuple[str, str, str, str, Mapping[Any, int]], ...] = (
-        ("responses_total", "counter", "Answers by status.", "status", http.requests),
-        ("connections", "gauge", "Open connections.", "", {"": http.connections_open}),
-        ("connections_total", "counter", "Connections.", "", {"": http.connections_accepted}),
-        ("queue", "gauge", "Waiting for a worker or the disk.", "", {"": workers.queued}),
-        ("gave_way_total", "counter", "Closed for a newcomer.", "", {"": http.gave_way}),
-        ("rejected_total", "counter", "Turned away under load.", "reason", refused),
-        ("timeouts_total", "counter", "Clients that were too slow.", "", {"": http.timeouts}),
-        ("log_lines_dropped_total", "counter", "Lines lost.", "", {"": http.log_lines_dropped}),
-        ("logins_total", "counter", "Attempts at /auth by outcome.", "outcome", logins),
-        ("limited_total", "counter", "Requests answered 429.", "route", limited),
-        ("limiter_sources", "gauge", "Addresses the limiter holds.", "route", sources),
-        ("keys", "gauge", "Published keys.", "", keys),
-        ("build_info", "gauge", "The version that runs.", "version", {jwksd.__version__: 1}),
-    )
-    return "".join(family(*row) for row in rows)
-
-
-def family(name: str, kind: str, help_text: str, label: str, values: Mapping[Any, int]) -> str:
-    """One metric with its help, its type and its samples."""
-    name = f"jwks_{name}"
-    samples = "".join(
-        f'{name}{{{label}="{value}"}} {count}\n' if label else f"{name} {count}\n"
-        for value, count in sorted(dict(values).items())
-    )
-    return f"# HELP {name} {help_text}\n# TYPE {name} {kind}\n{samples}"

@@ -147,7 +147,7 @@ def requested_targets(members: Mapping[str, object]) -> tuple[str, ...]:
         given = members.get(name, ())
         values: Sequence[object] = given if isinstance(given, (list, tuple)) else (given,)
         found += [inputs.text({name: value}, name) for value in values]
-    return tuple(found)
+    return tuple(filter(None, found))  # RFC 6749 §3.2 again
 
 
 def narrowed_audience(asked: Sequence[str], allowed: Sequence[str]) -> tuple[str, ...]:
@@ -172,7 +172,7 @@ def narrowed_scope(
     stored = claims.get("scope")
     names = stored.split() if isinstance(stored, str) else stored
     has = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-    wanted = None if asked is None else asked.split(" ")
+    wanted = None if asked is None else {*asked.split(" ")}  # a client may name thousands
     granted = [name for name in has if wanted is None or name in wanted]
     if wanted is not None and not granted:
         raise GrantError("invalid_scope", "the account has none of the scope asked for")

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import ratelimit
 from jwksd import __version__
+from jwksd.httpd import Limits
 from jwksd.store import accounts, keystore
 
 
@@ -118,8 +119,11 @@ def origins(text: str) -> tuple[str, ...]:
     """Origins as a browser writes them (RFC 6454 §6.2), separated by commas or spaces."""
     found = tuple(filter(None, re.split(r"[,\s]+", text)))
     for origin in found:
-        if not re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", origin):
+        if not re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?", origin):
             raise ValueError("write origins such as https://app.example, in lower case")
+        if re.fullmatch(r"http:.*[^:]:80|https:.*[^:]:443", origin):  # else it never matches
+            raise ValueError("write origins without the default port, as browsers do")
+        issuer_url(origin)  # the port is one
     return found
 
 
@@ -219,6 +223,9 @@ class Settings:
     max_connections: int = setting("10000", positive, "COUNT", "open at once")
     max_per_client: int = setting("2000", positive, "COUNT", "open at once from one address")
     max_body: int = setting("8192", positive, "OCTETS", "of a request's body")
+    idle_timeout: float = setting(
+        "75s", whole_seconds, "DURATION", "how long a connection may rest; longer than a proxy's"
+    )
     access_log: str = setting(
         "text", one_of("text", "json", "off"), "FORMAT", "a line per request: text, json or off"
     )
@@ -228,6 +235,16 @@ class Settings:
         """The life of a key."""
         return keystore.Policy(
             self.token_ttl, self.key_skew, self.key_lifetime, self.key_lead, self.key_retention
+        )
+
+    @property
+    def limits(self) -> Limits:
+        """What one client may cost."""
+        usual = Limits()
+        return usual._replace(
+            body=self.max_body,
+            idle=self.idle_timeout,
+            idle_full=min(self.idle_timeout, usual.idle_full),
         )
 
 

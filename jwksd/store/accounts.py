@@ -53,6 +53,8 @@ T = TypeVar("T")
 SELECT_USER = (  # the members of `User`
     "SELECT id, username, password_hash, claims FROM users LEFT JOIN account_claims ON user_id = id"
 )
+# Of a name: retired by us, or its account was deleted by another program.
+UNUSED = "(user_id IS NULL OR user_id NOT IN (SELECT id FROM users))"
 VERIFIED_ENTRIES = (
     65_536  # remembered verifications; about 40 MB when full, and the claims of their accounts
 )
@@ -404,14 +406,14 @@ class Accounts:
             disown_newer(connection, name, newest)
             connection.execute("DELETE FROM users WHERE username = ?", (name,))
             connection.execute(
-                "INSERT INTO account_names (folded, user_id) VALUES (?, NULL) "
-                "ON CONFLICT (folded) DO UPDATE SET user_id = NULL",
+                "INSERT INTO account_names (folded, user_id) VALUES (?, NULL) "  # noqa: S608
+                f"ON CONFLICT (folded) DO UPDATE SET user_id = NULL WHERE {UNUSED}",
                 (fold(name),),
             )
 
         self._database.write(delete)
         if free:
-            self.free(name)
+            self._free(name)  # nothing to free if an older account has it: see enter_names
 
     def free(self, name: str) -> None:
         """Let a retired name be given to a new account.
@@ -419,10 +421,13 @@ class Accounts:
         Raises:
             UnknownUser: it is not a retired name.
         """
-        sql = "DELETE FROM account_names WHERE folded = ? AND user_id IS NULL"
-        values = (fold(name),)
-        if not self._database.write(lambda connection: connection.execute(sql, values).rowcount):
+        if not self._free(name):
             raise UnknownUser(f"there is no user {name!r}, and no retired name")
+
+    def _free(self, name: str) -> int:
+        sql = f"DELETE FROM account_names WHERE folded = ? AND {UNUSED}"  # noqa: S608
+        values = (fold(name),)
+        return self._database.write(lambda connection: connection.execute(sql, values).rowcount)
 
     def claims(self, name: str) -> dict[str, Any]:
         """The claims that the tokens of the account carry.

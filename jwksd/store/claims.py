@@ -5,7 +5,8 @@
     CLAIM=TEXT     a string          CLAIM:=JSON    any JSON value          CLAIM=    no such claim
 
 Rules of this file:
-- Claims that this server sets or that stand for a promise of the issuer are never an account's.
+- Claims that this server sets or that stand for a promise of the issuer are never an account's, nor
+  are names that a reader could take for theirs: Go's encoding/json matches members in any case.
 - One reading of the JSON, or a refusal: duplicate members, NaN and lone surrogates are refused.
 - What is stored is bounded, because every token of the account carries it in every request.
 
@@ -15,8 +16,11 @@ It leaves out: what a claim means. That is between the operator and the services
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
+
+from jwksd.store.names import fold
 
 # RFC 7519 §4.1, and what issuers state: RFC 8693 §4 (act, may_act, client_id), RFC 7800 (cnf),
 # RFC 8417 (events, txn), OpenID Connect Core §2 and §3.3 (the rest).
@@ -69,8 +73,8 @@ def parse(change: str) -> tuple[str, Any]:
         raise BadClaim(f"{shown(change)} is no change: write CLAIM=TEXT, CLAIM:=JSON or CLAIM=")
     if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
         raise BadClaim(f"a claim's name has 1 to {MAX_NAME} printable characters")
-    if name in RESERVED:
-        raise BadClaim(f"the claim {name} is the server's to set")
+    if is_reserved(name):
+        raise BadClaim(f"the claim {shown(name)} is the server's to set")
     if is_json:
         return name, parse_json(name, text)
     require_text(name, text)
@@ -86,14 +90,32 @@ def parse_json(name: str, text: str) -> Any:
     if depth(text) > MAX_DEPTH:
         raise BadClaim(f"{shown(name)} must not be nested deeper than {MAX_DEPTH}")
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-        json.dumps(value, ensure_ascii=False).encode()
+        value = strict_json(text)
     except (ValueError, RecursionError) as error:
         reason = f": {error}" if isinstance(error, BadClaim) else ""
         raise BadClaim(f"the value of {shown(name)} is not JSON{reason}") from None
     if value is None:
         raise BadClaim(f"null is no value: write {shown(name)}= to remove the claim")
     return value
+
+
+def strict_json(text: str) -> Any:
+    """A JSON value that any token can carry.
+
+    Raises:
+        ValueError, RecursionError: it is not JSON, is read in two ways, or cannot be written again.
+    """
+    value = json.loads(
+        text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
+    )
+    json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate
+    return value
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a claim is not an account's to have, in whatever case it is spelled."""
+    # Upper case first: a dotless i has no other in common with an i (UAX #44).
+    return name in RESERVED or fold(name.upper()) in RESERVED
 
 
 def depth(text: str) -> int:
@@ -137,11 +159,11 @@ def spelled(claims: Mapping[str, Any]) -> str:
 def read(stored: str | None) -> dict[str, Any]:
     """The claims as they were stored; what another program made unreadable counts as none."""
     try:
-        found = json.loads(stored) if isinstance(stored, str) else {}
+        found = strict_json(stored) if isinstance(stored, str) else {}
     except (ValueError, RecursionError):
         return {}
     kept = found if isinstance(found, dict) else {}
-    return {name: value for name, value in kept.items() if name not in RESERVED}
+    return {name: value for name, value in kept.items() if not is_reserved(name)}
 
 
 def shown(text: str) -> str:
@@ -154,6 +176,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(members) != len(pairs):
         raise BadClaim("a member occurs twice")
     return members
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):  # 1e400 would be written as Infinity
+        raise BadClaim("a number is too large")
+    return number
 
 
 def _no_constant(_: str) -> NoReturn:

@@ -1,0 +1,74 @@
+"""openid-client, oauth4webapi and simple-oauth2 discover the server and get tokens from it.
+
+NODE_CLIENTS may name a folder whose node_modules has the three; else npm installs them for the run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import unittest
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tests.live.issuing import NAME, Issuing, ask_program, free_port, needs
+
+PACKAGES = ("openid-client@6", "oauth4webapi@3", "simple-oauth2@5")
+INSTALL = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--silent", *PACKAGES]
+SCRIPT = Path(__file__).with_name("oauth_clients.mjs")
+
+
+@needs("node", "npm")
+class NodeClients(Issuing):
+    found: ClassVar[dict[str, Any]]  # by what was asked for
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        folder = Path(tempfile.mkdtemp(prefix="jwks-node-"))
+        cls.addClassCleanup(shutil.rmtree, folder, ignore_errors=True)
+        shutil.copy(SCRIPT, folder)
+        if "NODE_CLIENTS" in os.environ:
+            (folder / "node_modules").symlink_to(Path(os.environ["NODE_CLIENTS"], "node_modules"))
+        else:
+            run = subprocess.run(
+                INSTALL, cwd=folder, capture_output=True, text=True, timeout=300, check=False
+            )
+            if run.returncode:
+                raise unittest.SkipTest(f"npm installs nothing here: {run.stderr[-300:]}")
+        cls.found = ask_program(
+            ["node", SCRIPT.name], folder,
+            ISSUER=cls.issuer_url, NAME=NAME, PASSWORD=cls.password,
+        )  # fmt: skip
+
+    def test_get_a_token_with_both_grants_in_every_way(self):
+        whole = {k: v for k, v in self.found.items() if not {"narrowed", "refused"} & {*k.split()}}
+        self.assertEqual(len(whole), 6 + 3 + 8)
+        for name, answer in whole.items():
+            with self.subTest(name):
+                self.assertIssued(answer)
+
+    def test_narrow_scope_and_audience(self):
+        for algorithm in ("oidc", "oauth2"):
+            answer = self.found[f"openid-client {algorithm} narrowed"]
+            self.assertIssued(answer, "read", "https://api.example")
+
+    def test_hear_the_word_of_a_refusal(self):
+        for algorithm in ("oidc", "oauth2"):
+            for way, word in (("basic", "basic"), ("post", "invalid_client")):
+                answer = self.found[f"openid-client {algorithm} refused {way}"]
+                self.assertEqual(answer, {"failed": word})
+
+
+class OfAnIssuerWithAPath(NodeClients):
+    @classmethod
+    def setUpClass(cls) -> None:
+        port = free_port()
+        cls.settings = {**cls.settings, "port": port, "issuer": f"http://127.0.0.1:{port}/tenant"}
+        super().setUpClass()
+
+
+if __name__ == "__main__":
+    unittest.main()
