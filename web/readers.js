@@ -40,7 +40,8 @@ export function tokenIn(text) {
 function memberOf(text) {
   let object;
   // A terminal breaks lines inside strings, too; outside of strings line ends mean nothing.
-  try { object = parseObject(utf8(text.replace(/\s*\n\s*/g, ""))); } catch {
+  const joined = text.split("\n").map((line) => line.trim()).join("");
+  try { object = parseObject(utf8(joined)); } catch {
     return { token: text, note: "" };
   }
   const name = MEMBERS.find((member) => isText(object[member]));
