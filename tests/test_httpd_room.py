@@ -62,7 +62,8 @@ class Room(unittest.TestCase):
                 self.claim_oldest_gives_way(unfinished)
 
     def claim_oldest_gives_way(self, unfinished: bytes) -> None:
-        crowded = LiveServer(max_connections=3, clock=Clock(1000.0))  # nobody is late
+        patient = LIMITS._replace(idle_full=60.0, head_full=60.0, body_full=60.0)
+        crowded = LiveServer(max_connections=3, limits=patient)
         with crowded as server, contextlib.ExitStack() as stack:
             clients = []
             for number in range(1, 4):

@@ -58,7 +58,8 @@ GATHER = code_of("gather", "jwksd/store/database")
 SETTLE = code_of("Job.settle", "jwksd/store/database")
 COLLECT = code_of("Server._collect", "jwksd/httpd/loop")
 # Where each thread takes the request up. What it calls before belongs to the request before.
-TAKES_UP = {READY, GATHER, code_of("Lane.take", "jwksd/httpd/workers")}
+TAKE = code_of("Lane.take", "jwksd/httpd/workers")
+TAKES_UP = {READY, GATHER, TAKE}
 
 
 class Trace:
@@ -94,7 +95,7 @@ class Trace:
             self._begun.add(thread)
         if thread not in self._begun:
             return
-        if code is CARRY_OUT:
+        if code is TAKE:
             self._put_aside.wait(SECONDS)
         elif code is GATHER:
             self._carried_out.wait(SECONDS)
