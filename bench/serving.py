@@ -76,9 +76,11 @@ class Process:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
                 return
-            except OSError:
-                if time.monotonic() > end or self.process.poll() is not None:
-                    raise
+            except OSError as error:
+                ended = self.process.poll()
+                if ended is not None or time.monotonic() > end:
+                    how = f"exit code {ended}" if ended is not None else "still running"
+                    raise RuntimeError(f"{self.process.args!r} did not start: {how}") from error
                 time.sleep(0.002)
 
     def register(self, name: str) -> str:
