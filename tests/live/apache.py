@@ -1,4 +1,4 @@
-"""Apache's mod_auth_openidc as a resource server: our tokens open it by their scope, others do not."""
+"""Apache's mod_auth_openidc as a resource server: a token opens it by its scope."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import contextlib
 import http.client
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
-import time
 import unittest
 from pathlib import Path
 
-from tests.live.issuing import Issuing, free_port, needs
+from tests.live.issuing import Issuing, free_port, listens, needs, settings_on_the_page
 from tests.live.rabbitmq import end
 from tests.test_httpd_tls import make_certificate
 
@@ -46,6 +44,9 @@ OIDCOAuthRemoteUserClaim sub
 
 @needs("apache2", f"{MODULES}/mod_auth_openidc.so")
 class Apache(Issuing):
+    folder: Path
+    port: int
+
     @classmethod
     def setUpClass(cls) -> None:
         cls.folder = Path(tempfile.mkdtemp(prefix="jwks-apache-"))
@@ -68,13 +69,8 @@ class Apache(Issuing):
         )  # fmt: skip
         cls.addClassCleanup(apache.stderr.close)
         cls.addClassCleanup(end, apache)
-        until = time.monotonic() + START_SECONDS
-        while time.monotonic() < until and apache.poll() is None:
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", cls.port), timeout=5).close()
-                return
-            time.sleep(0.05)
-        raise AssertionError(f"Apache did not start: {cls.errors()}")
+        if not listens(cls.port, apache, START_SECONDS):
+            raise AssertionError(f"Apache did not start: {cls.errors()}")
 
     @classmethod
     def errors(cls) -> str:
@@ -87,6 +83,11 @@ class Apache(Issuing):
             headers = {} if token is None else {"Authorization": f"Bearer {token}"}
             connection.request("GET", "/page.txt", headers=headers)
             return connection.getresponse().status
+
+    def test_runs_with_what_the_page_says(self):
+        config = (self.folder / "apache.conf").read_text("utf-8")
+        for line in settings_on_the_page("Apache, Envoy, nginx"):
+            self.assertIn(line.split("https:")[0], config)
 
     def test_opens_to_the_scope_and_to_nothing_else(self):
         good = self.issuer.token("alice", scope="read write")
