@@ -8,6 +8,7 @@ import importlib
 import io
 import os
 import re
+import shlex
 import unittest
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -17,8 +18,9 @@ import admin
 import jwksd
 import server
 import test_server
-from jwksd.ops import doctor
+from jwksd.ops import doctor, settings
 from jwksd.ops.settings import Settings
+from jwksd.store import claims
 from tests.support import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -199,6 +201,33 @@ class TheEmbeddersPage(unittest.TestCase):
                     self.assertTrue(result.wasSuccessful(), report.getvalue())
                     ran += result.testsRun
         self.assertEqual(ran, 3)
+
+
+class ThePageOfServices(unittest.TestCase):
+    PAGE = (ROOT / "docs/services.md").read_text("utf-8")
+
+    def test_names_settings_that_exist_and_claims_that_can_be_set(self):
+        parser = settings.Parser()
+        settings.add_settings(parser)
+        starts = re.findall(r"`python server.py (.*?)`", self.PAGE)
+        changes = re.findall(
+            r"admin.py users claims (\w+ .*?)[`\n]", self.PAGE.replace(",\n  ", ", ")
+        )
+        self.assertGreaterEqual(min(len(starts), len(changes)), 8)
+        for line in starts:
+            settings.make_settings(vars(parser.parse_args(shlex.split(line))))
+        for line in changes:
+            self.assertTrue(claims.changed({}, shlex.split(line)[1:]), line)
+
+    def test_has_ten_services_of_at_most_fifteen_lines(self):
+        services = re.findall(r"(?s)\n## ([^\n]*)\n(.*?)(?=\n## |\Z)", self.PAGE)[:-1]
+        self.assertEqual(len(services), 10)
+        for name, content in services:
+            self.assertLessEqual(len([line for line in content.splitlines() if line]), 15, name)
+
+    def test_says_of_each_live_test_that_it_exists(self):
+        for name in re.findall(r"`(\w+\.py)` \|\n", self.PAGE):
+            self.assertTrue((ROOT / "tests/live" / name).exists(), name)
 
 
 def anchors(page: Path) -> set[str]:

@@ -58,6 +58,8 @@ class ThePasswordGrant(OAuthTest):
         self.assertEqual(set(document), {"access_token", "token", "token_type", "expires_in"})
         self.assertEqual(document["access_token"], document["token"])
         self.assertEqual((document["token_type"], document["expires_in"]), ("Bearer", 3600))
+        self.assertEqual(header(self.as_user(), "Cache-Control"), "no-store")
+        self.assertEqual(header(self.as_user(), "Pragma"), "no-cache")
 
     def test_may_come_as_json(self):
         members = {"grant_type": "password", "username": "alice", "password": self.password}
@@ -171,6 +173,36 @@ class AnyGrant(OAuthTest):
             self.assertEqual(self.call("POST", "/auth", {**members, **more}).status, 200)
         twice = urlencode([*members.items(), ("resource", "a"), ("resource", "b")]).encode()
         self.assertEqual(self.call("POST", "/auth", raw=twice, headers=FORM).status, 400)
+
+
+class Tricks(OAuthTest):
+    def test_in_the_query_are_no_parameters(self):
+        body = urlencode({"username": "alice", "password": self.password}).encode()
+        query = "grant_type=refresh_token&scope=root&resource=https://evil.example"
+        response = self.call("POST", "/auth", raw=body, headers=FORM, query=query)
+        self.assertEqual(set(json.loads(response.body)), {"token", "token_type", "expires_in"})
+
+    def test_of_encoding_spell_one_name_once(self):
+        for pair in ("alice\0:x", "alice:%00", "%00:x", "alice%3A:x", "alice:%0a", "alice+:x"):
+            response = self.as_client(headers=basic(*pair.split(":", 1)))
+            self.assertError(response, "invalid_request")
+        response = self.as_client(headers=basic("%2561lice", self.password))  # encoded twice
+        self.assertError(response, "invalid_client", 401)
+        for body in (b"grant%5Ftype=password&grant_type=password", b"grant_type=password&x=%ff",
+                     b"grant_type=password&username=%c1%81lice",
+                     b"grant_type=password&&"):  # fmt: skip
+            response = self.call("POST", "/auth", raw=body, headers=FORM)
+            self.assertError(response, "invalid_request")
+
+    def test_with_a_name_in_nfd_find_it(self):
+        password = self.register("zo\u00eb")
+        for spelled in ("zo\u00eb", "zoe\u0308"):
+            for response in (
+                self.as_client(headers=basic(spelled, password)),
+                self.as_client(headers=basic(quote(spelled), password)),
+                self.as_client(client_id=spelled, client_secret=password),
+            ):
+                self.assertEqual(self.claims(response)["sub"], "zo\u00eb")
 
 
 class Scope(OAuthTest):

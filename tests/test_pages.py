@@ -50,7 +50,11 @@ class Believing(unittest.TestCase):
     def test_never_a_name_that_its_owner_could_point_here(self):
         for host in ("evil.example", "evil.example:8080", "localhost.evil.example",
                      "127.0.0.1.evil.example", "xlocalhost", "issuer.example.evil", "[::1].evil",
-                     "", "a b", "127.0.0.1:8080:1", "[::1"):  # fmt: skip
+                     "", "a b", "127.0.0.1:8080:1", "[::1", "localhost.", "127.0.0.1.",
+                     "issuer.example.", "user@localhost", "localhost@evil.example",
+                     "localhost,evil.example", "[::1%25lo]", "[fe80::1%eth0]", "::1",
+                     "2130706433", "0x7f000001", "0177.0.0.1", "127.1", "１２７.0.0.1",
+                     "localho\u017ft"):  # fmt: skip
             with self.subTest(host):
                 self.assertFalse(self.is_believed(host=host, origin=f"http://{host}"))
                 self.assertFalse(self.is_believed(host=host, sec_fetch_site="same-origin"))

@@ -24,6 +24,7 @@ from jwksd.store.database import Unavailable
 
 MAX_AGE = keystore.JWKS_MAX_AGE  # s that a client may keep the JWKS
 NO_STORE = (("Cache-Control", "no-store"),)  # RFC 6749 §5.1, for whatever holds a secret
+NO_CACHE = (("Pragma", "no-cache"),)  # the same section, for caches of HTTP/1.0
 # Public documents are read by pages anywhere, which may then ask with If-None-Match.
 PUBLIC = (*ANY_ORIGIN, ("Access-Control-Expose-Headers", "ETag"))
 RETRY_SOON = (("Retry-After", "1"),)  # s: a full queue empties and a lock is freed in that time
@@ -193,7 +194,7 @@ def token_response(
         document = {"access_token": token, **document}
     if scope is not None:
         document["scope"] = scope
-    return json_response(200, document, NO_STORE)
+    return json_response(200, document, NO_STORE if grant is None else (*NO_STORE, *NO_CACHE))
 
 
 class PublishedKeys(NamedTuple):

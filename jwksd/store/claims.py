@@ -114,8 +114,10 @@ def strict_json(text: str) -> Any:
 
 def is_reserved(name: str) -> bool:
     """Whether a claim is not an account's to have, in whatever case it is spelled."""
-    # Upper case first: a dotless i has no other in common with an i (UAX #44).
-    return name in RESERVED or fold(name.upper()) in RESERVED
+    if name.isascii() and name.islower():  # most are, and each login asks of each claim
+        return name in RESERVED
+    # Upper case first: it is all that a dotless i has in common with an i (UAX #44).
+    return fold(name.upper()) in RESERVED
 
 
 def depth(text: str) -> int:

@@ -14,13 +14,14 @@ import random
 import shutil
 import socket
 import subprocess
+import time
 import unittest
 from pathlib import Path
 from typing import Any, Callable, ClassVar, TypeVar
 
 import server
 from jwksd.store.accounts import Accounts
-from tests.support import CHEAPEST
+from tests.support import CHEAPEST, ROOT
 
 NAME = "mary jones"  # some clients spell the space + or %20, others leave it
 SCOPE = "read write"
@@ -87,6 +88,19 @@ def free_port() -> int:
     raise AssertionError("every port is taken")
 
 
+def listens(port: int, process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Whether a program that was started listens on a port of the loopback within this time."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return True
+    return False
+
+
 def ask_program(command: list[str], folder: Path, **environ: str) -> dict[str, Any]:
     """The JSON that a program prints; its errors are the test's."""
     run = subprocess.run(
@@ -97,3 +111,9 @@ def ask_program(command: list[str], folder: Path, **environ: str) -> dict[str, A
         raise AssertionError(f"{command[0]} ended with {run.returncode}:\n{run.stderr[-3000:]}")
     found: dict[str, Any] = json.loads(run.stdout)
     return found
+
+
+def settings_on_the_page(heading: str) -> set[str]:
+    """The lines of configuration under a heading of docs/services.md."""
+    section = (ROOT / "docs/services.md").read_text("utf-8").split(f"\n## {heading}\n")[1]
+    return {line.strip() for line in section.split("```")[1].splitlines()[1:] if line.strip()}

@@ -1,5 +1,6 @@
 // Tokens by openid-client, oauth4webapi and simple-oauth2, as one JSON object: what each was asked
-// for, and what it got. oauth_node.py judges it.
+// for, and what it got; jose verifies one. oauth_node.py judges it.
+import { createRemoteJWKSet, jwtVerify } from "jose";
 import * as oauth from "oauth4webapi";
 import * as oidc from "openid-client";
 import { ClientCredentials, ResourceOwnerPassword } from "simple-oauth2";
@@ -101,7 +102,19 @@ async function simple() {
   }
 }
 
+async function verified() {
+  const keys = createRemoteJWKSet(new URL(`${ISSUER}/.well-known/jwks.json`));
+  const token = found["openid-client oauth2 credentials basic"].access_token;
+  for (const [name, audience] of [["jose", "shop"], ["jose refused", "bank"]]) {
+    await take(name, async () => {
+      const { payload } = await jwtVerify(token, keys, { issuer: ISSUER, audience });
+      return { token_type: "Bearer", access_token: token, payload };
+    });
+  }
+}
+
 await openidClient();
+await verified();
 await webapi();
 await simple();
 process.stdout.write(JSON.stringify(found));

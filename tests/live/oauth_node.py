@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from tests.live.issuing import NAME, Issuing, ask_program, free_port, needs
 
-PACKAGES = ("openid-client@6", "oauth4webapi@3", "simple-oauth2@5")
+PACKAGES = ("jose@6", "openid-client@6", "oauth4webapi@3", "simple-oauth2@5")
 INSTALL = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--silent", *PACKAGES]
 SCRIPT = Path(__file__).with_name("oauth_clients.mjs")
 
@@ -45,10 +45,14 @@ class NodeClients(Issuing):
 
     def test_get_a_token_with_both_grants_in_every_way(self):
         whole = {k: v for k, v in self.found.items() if not {"narrowed", "refused"} & {*k.split()}}
-        self.assertEqual(len(whole), 6 + 3 + 8)
+        self.assertEqual(len(whole), 6 + 3 + 8 + 1)
         for name, answer in whole.items():
             with self.subTest(name):
                 self.assertIssued(answer)
+
+    def test_verify_a_token_for_its_audience_alone(self):
+        self.assertEqual(self.found["jose"]["payload"]["sub"], NAME)
+        self.assertIn("aud", self.found["jose refused"]["failed"])
 
     def test_narrow_scope_and_audience(self):
         for algorithm in ("oidc", "oauth2"):

@@ -15,13 +15,12 @@ import ssl
 import struct
 import subprocess
 import tempfile
-import time
 import unittest
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 from urllib.request import urlopen
 
-from tests.live.issuing import Issuing, free_port, needs
+from tests.live.issuing import Issuing, free_port, listens, needs, settings_on_the_page
 from tests.test_httpd_tls import make_certificate
 
 PROGRAM = "/usr/lib/rabbitmq/bin/rabbitmq-server"  # Debian's, without its change of user
@@ -97,6 +96,11 @@ def long(octets: bytes) -> bytes:
 
 @needs(PROGRAM, "epmd")
 class RabbitMQ(Issuing):
+    folder: Path
+    log: Path
+    certificate: str
+    port: int
+
     @classmethod
     def setUpClass(cls) -> None:
         cls.folder = Path(tempfile.mkdtemp(prefix="jwks-rabbit-"))
@@ -121,7 +125,8 @@ class RabbitMQ(Issuing):
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         cls.addClassCleanup(end_group, broker)
-        cls.wait_for(broker)
+        if not listens(cls.port, broker, START_SECONDS):
+            raise AssertionError(f"RabbitMQ did not start:\n{cls.log.read_text('utf-8')[-3000:]}")
 
     @classmethod
     def write(cls, name: str, content: str) -> None:
@@ -146,20 +151,14 @@ class RabbitMQ(Issuing):
             "RABBITMQ_FEATURE_FLAGS_FILE": f"{folder}/feature_flags",
         }
 
-    @classmethod
-    def wait_for(cls, broker: subprocess.Popen[bytes]) -> None:
-        """Until it listens, for a bounded time."""
-        until = time.monotonic() + START_SECONDS
-        while time.monotonic() < until and broker.poll() is None:
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", cls.port), timeout=5).close()
-                return
-            time.sleep(0.1)
-        raise AssertionError(f"RabbitMQ did not start:\n{cls.log.read_text('utf-8')[-3000:]}")
-
     def connect(self, token: str) -> str:
         with contextlib.closing(Amqp(self.port)) as client:
             return client.open(token)
+
+    def test_runs_with_what_the_page_says(self):
+        config = (self.folder / "rabbitmq.conf").read_text("utf-8")
+        for line in settings_on_the_page("RabbitMQ"):
+            self.assertIn(line.split("https:")[0], config)
 
     def test_lets_in_whom_the_scope_names_and_nobody_else(self):
         may = "rabbitmq.read:*/* rabbitmq.write:*/* rabbitmq.configure:*/*"
