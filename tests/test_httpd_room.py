@@ -22,6 +22,11 @@ class Named(Routes):
         return request.headers["host"]
 
 
+def arrived(server: LiveServer) -> int:
+    """Octets of requests that are not whole yet."""
+    return sum(len(handler.parser._buffer) for handler in list(server._connections))
+
+
 class Room(unittest.TestCase):
     def test_for_one_client_is_a_share(self) -> None:
         with LiveServer(max_per_client=2) as server:
@@ -69,9 +74,10 @@ class Room(unittest.TestCase):
             for number in range(1, 4):
                 clients.append(stack.enter_context(server.connect()))
                 clients[-1].send(unfinished)
-                self.assertTrue(
-                    wait_until(lambda number=number: server.stats.connections_open == number)
-                )
+                # Each in a turn of its own, so that one is the oldest.
+                self.assertTrue(wait_until(lambda: server.stats.connections_open == len(clients)))
+                octets = number * len(unfinished)
+                self.assertTrue(wait_until(lambda octets=octets: arrived(server) == octets))
             self.assertEqual(statuses(server.ask(LAST)), [200])
             self.assertEqual(statuses(clients[0].rest()), [503] if unfinished else [])
             self.assertEqual(server.stats.gave_way, 1)
@@ -104,7 +110,6 @@ class Room(unittest.TestCase):
     def test_is_never_for_more_than_there_are_places(self) -> None:
         with LiveServer(max_connections=2) as server, contextlib.ExitStack() as stack:
             gate = server.hold()
-            stack.callback(gate.set)
             for _ in range(2):
                 busy = stack.enter_context(server.connect())
                 busy.send(post("/later", b""))
@@ -127,7 +132,7 @@ class TurningAway(unittest.TestCase):
 
     def test_reaches_a_client_that_still_sends(self) -> None:
         with LiveServer(max_connections=1) as server, server.connect() as holder:
-            self.addCleanup(server.hold().set)
+            gate = server.hold()
             holder.send(post("/later", b""))
             self.assertTrue(wait_until(lambda: server.seen))
             for number in range(1, 30):
@@ -140,18 +145,19 @@ class TurningAway(unittest.TestCase):
                     for octet in (first, last):  # a closed socket answers the first with a reset
                         client.send(bytes([octet]))
                     self.assertEqual(statuses(client.rest()), [503])
+            gate.set()  # the server would wait for it
 
     def test_reaches_more_clients_than_are_remembered(self) -> None:
         server = LiveServer(max_connections=1)
         gate = server.hold()
         with contextlib.ExitStack() as stack:
-            stack.callback(gate.set)
             clients = [stack.enter_context(server.connect()) for _ in range(TURNED_AWAY + 10)]
             for client in clients:
                 client.send(GET.replace(b"/ ", b"/later "))
             with server:
                 refused = [statuses(client.rest()) for client in clients[1:]]
                 resets = [client for client in clients[1:] if is_reset(client)]
+                gate.set()  # the server would wait for it
         self.assertEqual(refused, [[503]] * (TURNED_AWAY + 9))
         self.assertEqual(resets, [])  # some systems would have dropped the answer
 
