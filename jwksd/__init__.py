@@ -4,6 +4,7 @@ httpd/    HTTP/1.1 on one loop; knows nothing of tokens
 store/    what is kept: accounts, keys, the login log; the only SQL and the only AES
 api/      what comes in and what goes out
 ops/      what an operator sets and asks
+grading/  what test_server.py and grade.py are made of: a client, verdicts, reports
 flaws.py  tokens with one flaw each, for lab.py
 """
 

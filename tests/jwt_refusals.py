@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
 from jwksd import flaws
 from jwksd.flaws import Signer
-from jwt_minimal import InvalidToken, b64url_decode, b64url_encode, decode
+from jwt_minimal import InvalidToken, b64url_decode, b64url_encode, decode, padded_hash
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
@@ -35,6 +36,7 @@ K = 256  # octets of N
 NOW = 1_800_000_000
 KEY = {"kty": "RSA", "use": "sig", "alg": "RS256", "kid": "a2", "n": PRIVATE["n"], "e": "AQAB"}
 JWKS = {"keys": [KEY, RFC["rfc7520_4_1"]["public_jwk"]]}
+OTHER = "bilbo.baggins@hobbiton.example"  # the kid of the other key
 HEADER = {"alg": "RS256", "typ": "JWT", "kid": "a2"}
 CLAIMS: dict[str, Any] = {
     "exp": NOW + 60,
@@ -85,29 +87,101 @@ def unsigned_examples() -> Iterator[tuple[str, str]]:
     yield "RFC 7519 section 6.1", f"eyJhbGciOiJub25lIn0.{body}."
 
 
-def key_rows() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Keys that may not verify this token: refusal, name, members laid over the key."""
-    short = 2**2047 - 1
+Parts = list[tuple[int, int]]  # factors of a modulus that have none in common, each with its order
+OURS: Parts = [(P, P - 1), (Q, Q - 1)]
+
+
+def mersenne(*exponents: int) -> Parts:
+    """Mersenne primes: the factors of a key that needs no search."""
+    return [(2**exponent - 1, 2**exponent - 2) for exponent in exponents]
+
+
+STRANGER = mersenne(1279, 607, 127, 31)  # 2044 bits
+
+
+def octets(number: int) -> bytes:
+    return number.to_bytes((number.bit_length() + 7) // 8, "big")
+
+
+def by_key(parts: Parts, e: int = 65537, header: dict[str, Any] | None = None) -> str:
+    """A token with a right signature by another key than ours; its hash is odd."""
+    n = prod(factor for factor, _ in parts)
+    for count in range(100):  # an even modulus can sign odd hashes alone
+        message = SIGNER.message(header, {**CLAIMS, "jti": str(count)})
+        block = int.from_bytes(padded_hash(message.encode(), n), "big")
+        if block % 2:
+            break
+    s = 0
+    for factor, order in parts:  # the Chinese remainder theorem
+        rest = n // factor
+        s += pow(block, pow(e, -1, order), factor) * rest * pow(rest, -1, factor)
+    raw = (s % n).to_bytes((n.bit_length() + 7) // 8, "big")
+    return message + "." + b64url_encode(raw)
+
+
+def modulus(parts: Parts) -> dict[str, Any]:
+    return {"n": flaws.b64(prod(factor for factor, _ in parts))}
+
+
+def by_even_exponent() -> str:
+    """A token that verifies with e = 65536: a square of a square, sixteen times."""
+    for count in range(1000):  # one block in four is a square modulo both primes
+        message = SIGNER.message(claims={**CLAIMS, "jti": str(count)})
+        block = int.from_bytes(padded_hash(message.encode(), N), "big")
+        if pow(block, (P - 1) // 2, P) == 1 == pow(block, (Q - 1) // 2, Q):
+            s1 = pow(block, pow(65536, -1, (P - 1) // 2), P)  # P and Q leave 3 modulo 4
+            s2 = pow(block, pow(65536, -1, (Q - 1) // 2), Q)
+            return (
+                message + "." + b64url_encode(octets(s2 + (s1 - s2) * QI % P * Q).rjust(K, b"\0"))
+            )
+    raise AssertionError("a quarter of all blocks will do")
+
+
+def key_rows() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """Keys that may not verify a token that they signed: refusal, name, token, members laid over.
+
+    Every signature is right for the key of the row: who accepts it has not looked at the key.
+    """
+    mine = token()
     for name, value in (("use", "enc"), ("alg", "PS256"), ("alg", "rs256")):
-        yield "UnusableKey", f"a key for {name} {value}", {name: value}
-    yield "UnusableKey", "key_ops without verify", {"key_ops": ["sign"]}
-    yield "UnusableKey", "key_ops that are a string", {"key_ops": "verify"}
-    yield "UnusableKey", "a modulus of 2047 bits", {"n": b64url_encode(short.to_bytes(K, "big"))}
-    yield "UnusableKey", "an even modulus", {"n": b64url_encode((N - 1).to_bytes(K, "big"))}
-    yield "UnusableKey", "a modulus of 16392 bits", {"n": b64url_encode(b"\xff" * 2049)}
-    yield "UnusableKey", "a zero octet before n", {"n": b64url_encode(N.to_bytes(K + 1, "big"))}
-    yield "UnusableKey", "padding after n", {"n": PRIVATE["n"] + "=="}
-    yield "UnusableKey", "no n", {"n": None}
-    yield "UnusableKey", "an n that is a number", {"n": 65537}
-    yield "UnusableKey", "an e of 1", {"e": "AQ"}
-    yield "UnusableKey", "an even e", {"e": "AQAA"}
-    yield "UnusableKey", "an e of 65 bits", {"e": b64url_encode((2**64 + 1).to_bytes(9, "big"))}
-    yield "UnusableKey", "an empty e", {"e": ""}
-    yield "UnknownKey", "a kid that differs in case", {"kid": "A2"}
-    yield "UnknownKey", "a key without a kid", {"kid": None}
-    yield "UnknownKey", "a kid that is a number in the JWKS", {"kid": 2}
-    yield "UnknownKey", "a secret of the same kid", {"kty": "oct", "k": "AAAA"}
-    yield "UnknownKey", "two keys of the same kid", {"kid": "bilbo.baggins@hobbiton.example"}
+        yield "UnusableKey", f"a key for {name} {value}", mine, {name: value}
+    yield "UnusableKey", "key_ops without verify", mine, {"key_ops": ["sign"]}
+    yield "UnusableKey", "key_ops that are a string", mine, {"key_ops": "verify"}
+    even = [*STRANGER, (16, 8)]
+    for name, parts in (
+        ("a modulus of 1024 bits", OURS[:1]),
+        ("a modulus of 2047 bits", [*STRANGER, (7, 6)]),
+        ("an even modulus", even),
+        ("a modulus of 16393 bits", mersenne(4423, 4253, 3217, 2281, 2203, 13, 3)),
+    ):
+        yield "UnusableKey", name, by_key(parts), modulus(parts)
+    yield (
+        "UnusableKey",
+        "a zero octet before n",
+        mine,
+        {"n": b64url_encode(N.to_bytes(K + 1, "big"))},
+    )
+    yield "UnusableKey", "padding after n", mine, {"n": PRIVATE["n"] + "=="}
+    yield "UnusableKey", "no n", mine, {"n": None}
+    yield "UnusableKey", "an n that is a number", mine, {"n": N}
+    yield "UnusableKey", "an e of 1", by_key(OURS, 1), {"e": "AQ"}
+    yield "UnusableKey", "an even e", by_even_exponent(), {"e": "AQAA"}
+    e = 2**64 + 1
+    yield "UnusableKey", "an e of 65 bits", by_key(OURS, e), {"e": flaws.b64(e)}
+    yield "UnusableKey", "an empty e", mine, {"e": ""}
+    stranger = [*STRANGER, (13, 12)]
+    header = {**HEADER, "jwk": {**KEY, **modulus(stranger)}}
+    yield "BadSignature", "a stranger's key in jwk", by_key(stranger, header=header), {}
+    yield "UnknownKey", "a kid that differs in case", mine, {"kid": "A2"}
+    yield "UnknownKey", "a key without a kid", mine, {"kid": None}
+    yield "UnknownKey", "a kid that is a number in the JWKS", mine, {"kid": 2}
+    yield "UnknownKey", "a secret of the same kid", mine, {"kty": "oct", "k": "AAAA"}
+    yield "UnknownKey", "two keys of the same kid", named_twice(), {"kid": OTHER}
+
+
+def named_twice() -> str:
+    """A token of ours, under the name that both keys then have."""
+    return SIGNER.headed(kid=OTHER)
 
 
 def set_rows() -> Iterator[tuple[str | None, str, str, dict[str, Any]]]:
@@ -198,7 +272,7 @@ def claim_rows() -> Iterator[tuple[str | None, str, str, dict[str, Any]]]:
 SOURCES: dict[str, tuple[Callable[[Signer], Iterator[tuple[str, str]]], ...]] = {
     "MalformedToken": (flaws.shapes, flaws.respellings, flaws.broken_json, flaws.odd_json),
     "UnsupportedToken": (flaws.algorithms, flaws.extensions, flaws.odd_headers),
-    "BadSignature": (flaws.signatures,),
+    "BadSignature": (flaws.signatures, flaws.other_keys),
 }
 
 
@@ -217,8 +291,8 @@ def rows() -> Iterator[dict[str, Any]]:
     nameless, unknown = SIGNER.headed(kid=...), SIGNER.headed(kid="a3")
     yield {"name": "no kid, two keys", "refusal": "UnknownKey", "token": nameless}
     yield {"name": "no such kid", "refusal": "UnknownKey", "token": unknown}
-    for key_refusal, name, laid_over in key_rows():
-        yield {"name": name, "refusal": key_refusal, "token": token(), "key": laid_over}
+    for key_refusal, name, made, laid_over in key_rows():
+        yield {"name": name, "refusal": key_refusal, "token": made, "key": laid_over}
     for set_refusal, name, made, jwks in set_rows():
         yield {"name": name, "refusal": set_refusal, "token": made, "jwks": jwks}
     for b64_refusal, name, made in b64_rows():

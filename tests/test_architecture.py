@@ -22,8 +22,10 @@ ROOMS: dict[str, set[str]] = {
     "flaws": {"jwt_minimal"},
     "server": {"api", "httpd", "jwt_minimal", "ops", "ratelimit", "store"},
     "admin": {"api", "ops", "store"},
-    "lab": {"flaws"},
-    "test_server": {"jwt_minimal", "server"},
+    "lab": {"flaws", "grading"},
+    "grading": {"jwt_minimal"},
+    "test_server": {"grading", "jwt_minimal", "server"},
+    "grade": {"grading", "test_server"},
 }
 PACKAGES = {"argon2": {"store"}, "cryptography": {"flaws", "jwt_minimal", "lab", "store"}}
 SOURCES = {
@@ -104,8 +106,10 @@ def is_standard(package: str) -> bool:
 class Confinement(unittest.TestCase):
     def test_sql_stays_in_the_store(self):
         statements = r"(?i)['\"](select|insert|update|delete|pragma|create|with)\s+\w+"
-        self.assertEqual({room_of(name) for name in files_that(statements)}, {"store"})
-        self.assertEqual({room_of(name) for name in files_that(r"\bsqlite3\.conn")}, {"store"})
+        theirs = {"grading"}  # reads the files of graded servers
+        for pattern in (statements, r"\bsqlite3\.conn"):
+            rooms = {room_of(name) for name in files_that(pattern)}
+            self.assertEqual(rooms - theirs, {"store"})
 
     def test_each_table_has_one_file_that_writes_it(self):
         writes = r"(?i)\b(insert (or replace )?into|update|delete from) %s\b"
@@ -123,7 +127,7 @@ class Confinement(unittest.TestCase):
 
     def test_sockets_stay_in_httpd(self):
         used = r"^(import|from) (socket|selectors|ssl)\b"
-        found = {room_of(name) for name in files_that(f"(?m){used}")} - {"test_server"}
+        found = {room_of(name) for name in files_that(f"(?m){used}")} - {"grading"}  # a client
         self.assertEqual(found, {"httpd"})
 
     def test_the_environment_is_read_in_the_command_lines_alone(self):

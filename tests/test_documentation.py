@@ -162,7 +162,12 @@ class TheGradersPage(unittest.TestCase):
             elif line.startswith("| `test_"):
                 list(groups.values())[-1].append(line.split("`")[1])
         found = {
-            name: [check for check in vars(group) if check.startswith("test_")]
+            name: [
+                check
+                for base in reversed(group.__mro__)
+                for check in vars(base)
+                if check.startswith("test_")
+            ]
             for name, group in vars(test_server).items()
             if isinstance(group, type) and issubclass(group, test_server.ServerTest)
         }

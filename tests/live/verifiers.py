@@ -6,11 +6,13 @@ import io
 import json
 import re
 import sys
+import threading
 import time
 import unittest
 import unittest.mock
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -69,6 +71,19 @@ class TheCatalogue(unittest.TestCase):
                 ("accept", "must"), ("refuse", "must"), ("refuse", "should"),
             })  # fmt: skip
 
+    def test_signs_rightly_by_the_other_algorithms_of_rsa(self):
+        from cryptography.hazmat.primitives import hashes
+        from cryptography.hazmat.primitives.asymmetric import padding
+
+        pss = padding.PSS(padding.MGF1(hashes.SHA256()), 32)
+        kinds = {"RS384": (padding.PKCS1v15(), hashes.SHA384()),
+                 "RS512": (padding.PKCS1v15(), hashes.SHA512()),
+                 "PS256": (pss, hashes.SHA256())}  # fmt: skip
+        for alg, kind in kinds.items():
+            message, _, signature = row(f"alg {alg!r}")["token"].rpartition(".")
+            raw = jwt_minimal.b64url_decode(signature)
+            some_key(0).public_key().verify(raw, message.encode(), *kind)
+
     def test_serves_json_as_it_is_documented(self):
         self.assertEqual(set(made()), {"jwks", "issuer", "audience", "now", "tokens"})
         json.dumps(made())
@@ -83,14 +98,22 @@ class AFlawedToken(unittest.TestCase):
         # The message is taken as it stands, so that header and claims cannot get in the way.
         key = made()["jwks"]["keys"][0]
         n, e = jwt_minimal.rsa_numbers(key)
-        for group in ("broken_json", "odd_json", "extensions", "odd_headers", "wrong_claims"):
-            for name, token in getattr(flaws, group)(signer()):
-                if name == "an empty header":  # has no room for the kid of any key
-                    continue
-                with self.subTest(name):
-                    message, _, signature = token.rpartition(".")
-                    raw = jwt_minimal.b64url_decode(signature)
-                    self.assertTrue(jwt_minimal.verify_rs256(message.encode(), raw, n, e))
+        spelled = [row("a line end within it"), row("padding after the header")]
+        spelled += [row("one character too many"), row("the standard alphabet")]
+        spelled += [row("a letter beyond ASCII"), row("a digit beyond ASCII")]
+        found = [(it["name"], it["token"]) for it in spelled]
+        for group in ("broken_json", "odd_json", "extensions", "odd_headers", "wrong_claims",
+                      "lax_claims", "other_keys"):  # fmt: skip
+            found += getattr(flaws, group)(signer())
+        for name, token in found:
+            if name == "an empty header":  # has no room for the kid of any key
+                continue
+            with self.subTest(name):
+                message, _, signature = token.rpartition(".")
+                # As lax readers take it: another alphabet, wide digits, what is foreign.
+                kept = signature.translate(str.maketrans("+/", "-_")).replace("\uff11", "1")
+                raw = jwt_minimal.b64url_decode(kept.replace("\u00e9", ""))
+                self.assertTrue(jwt_minimal.verify_rs256(message.encode(), raw, n, e))
 
     def test_differs_from_the_good_one_in_one_claim(self):
         _, good, _ = members(row("good")["token"])
@@ -103,7 +126,7 @@ class AFlawedToken(unittest.TestCase):
 
     def test_differs_from_the_good_one_in_one_header_member_or_an_extension_and_its_crit(self):
         good, claims, _ = members(row("good")["token"])
-        for group in (flaws.extensions, flaws.odd_headers, flaws.unnamed_keys):
+        for group in (flaws.extensions, flaws.odd_headers, flaws.unnamed_keys, flaws.other_keys):
             for name, token in group(signer()):
                 with self.subTest(name):
                     header, payload, _ = members(token)
@@ -143,9 +166,66 @@ class AVerifier(unittest.TestCase):
     def test_that_accepts_everything_missed_every_flaw(self):
         self.assertEqual(self.trial(["good", "expired", "no exp"], "all"), ["expired", "no exp"])
 
+    def test_that_is_killed_by_a_signal_has_crashed_and_not_refused(self):
+        for hole in ("import os; os.abort()", "import sys; sys.exit(139)"):
+            script = [sys.executable, "-I", "-S", "-c", hole]
+            missed = lab.try_verifier(script, {**made(), "tokens": [row("expired")]})
+            self.assertEqual([it["verdict"] for it in missed], ["crash"])
+
+    def test_is_not_waited_for_because_of_a_child_that_holds_its_output(self):
+        hole = "import subprocess as s; s.Popen(['sleep', '60']); raise SystemExit(1)"
+        began = time.monotonic()
+        command = [sys.executable, "-I", "-S", "-c", hole]
+        self.assertEqual(lab.try_verifier(command, {**made(), "tokens": [row("expired")]}), [])
+        self.assertLess(time.monotonic() - began, 30)
+
     def test_that_says_nothing_in_time_misjudged_it(self):
         with unittest.mock.patch.object(lab, "PATIENCE", 0.2):
             self.assertEqual(self.trial(["good"], "import time; time.sleep(9)"), ["good"])
+
+
+class AService(unittest.TestCase):
+    """One that lets in by status, as a verifier with the lab's JWKS decides."""
+
+    def ask(self, judge) -> list[tuple[str, str]]:
+        """What was misjudged, with its verdict, of a few rows."""
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(judge(self.headers.get("X-Token", "")))
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *words):
+                pass
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as service:
+            threading.Thread(target=service.serve_forever, args=(0.01,), daemon=True).start()
+            url = f"http://127.0.0.1:{service.server_address[1]}/me?x=1"
+            rows = [row(name) for name in ("good", "expired", "a line end within it")]
+            found = {**made(), "tokens": rows}
+            missed = lab.try_service(url, ["X-Token: {token}"], found)
+            service.shutdown()
+        self.assertEqual(len(found["tokens"]), 2)  # no header field carries a line end
+        return [(it["name"], it["verdict"]) for it in missed]
+
+    def judge(self, token: str) -> int:
+        checks = {"issuer": made()["issuer"], "audience": made()["audience"], "now": NOW}
+        return 401 if vectors.refusal(token, made()["jwks"], **checks) else 204
+
+    def test_that_is_right_missed_nothing(self):
+        self.assertEqual(self.ask(self.judge), [])
+
+    def test_that_answers_5xx_has_crashed(self):
+        self.assertEqual(self.ask(lambda token: 500), [("good", "crash"), ("expired", "crash")])
+
+    def test_finds_the_keys_where_the_lab_serves_them(self):
+        with lab.serve(made()["jwks"], 0) as server:
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+            url = f"http://127.0.0.1:{server.server_address[1]}{lab.JWKS_PATH}"
+            found = jwt_minimal.read_object(url)
+            server.shutdown()
+        self.assertEqual(found, made()["jwks"])
 
 
 class ThePageOnTheLab(TemporaryFolder):
@@ -158,6 +238,10 @@ class ThePageOnTheLab(TemporaryFolder):
         rows = [row for row in fresh["tokens"] if row["name"] in ("good", "expired", "no issuer")]
         missed = lab.try_verifier([sys.executable, str(file)], {**fresh, "tokens": rows})
         self.assertEqual((len(rows), missed), (3, []))
+
+    def test_has_the_table_that_the_command_prints(self):
+        page = (ROOT / "docs" / "lab.md").read_text("utf-8")
+        self.assertIn(f"\n{lab.table(made()['tokens'])}\n", page)
 
     def test_names_only_tokens_that_there_are(self):
         page = (ROOT / "docs" / "lab.md").read_text("utf-8")
