@@ -116,6 +116,7 @@ class Room(unittest.TestCase):
             self.assertTrue(wait_until(lambda: server.stats.connections_open == 2))
             self.assertEqual(statuses(server.ask(LAST)), [503])
             self.assertEqual(server.stats.rejected_full, 1)
+            gate.set()  # the server would wait for it
 
 
 def is_reset(client: Client) -> bool:
