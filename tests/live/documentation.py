@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import unittest
-from shutil import copy
+from shutil import copy, copytree
 
 import server
 from tests.support import CHEAPEST, ROOT, TemporaryFolder
@@ -58,7 +58,9 @@ class Pasting(TemporaryFolder):
             script = shell("Grade any server by its URL", GRADING)
             self.run_shell(script.replace("http://127.0.0.1:8080", issuer.url))
 
-    def test_grading_with_two_files_and_without_a_package(self):
+    def test_grading_with_two_files_and_a_folder_and_without_a_package(self):
+        copytree(ROOT / "jwksd" / "grading", self.folder / "jwksd" / "grading")
+        copy(ROOT / "jwksd" / "__init__.py", self.folder / "jwksd")
         copy(ROOT / "test_server.py", self.folder)
         copy(ROOT / "jwt_minimal.py", self.folder)
         with server.running(argon2=CHEAPEST) as issuer:
