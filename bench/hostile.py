@@ -76,7 +76,7 @@ class Target(NamedTuple):
 class Attack(NamedTuple):
     """A row of the table."""
 
-    row: str  # of the threats that the project keeps
+    row: str  # of the threats that the project keeps; + for one that nobody had tried before
     title: str
     attack: Callable[[Target], None]
     bound: Bound = Bound()
@@ -277,6 +277,40 @@ def malformed_posts_of_one_network(target: Target) -> None:
                 connection.recv(65_536)
 
 
+def preflights(target: Target) -> None:
+    """100 connections that ask what they may send, 64 times at once, and read the answers."""
+    asked = b"OPTIONS /auth HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: https://a.example\r\n\r\n" * 64
+    open_now = [target.connect() for _ in range(100)]
+    while not target.over.is_set():
+        for connection in open_now:
+            with contextlib.suppress(OSError):
+                connection.sendall(asked)
+        for connection in open_now:
+            with contextlib.suppress(OSError):
+                connection.recv(65_536)
+
+
+def half_handshakes(target: Target) -> None:
+    """400 TLS handshakes a second that are begun and left, from as many addresses."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    outgoing = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing).do_handshake()
+    hello = outgoing.read()
+    kept: deque[socket.socket] = deque()
+    for number in itertools.count():
+        if target.over.is_set():
+            return
+        with contextlib.suppress(OSError):
+            connection = target.connect(f"127.{10 + number % 61}.0.{1 + number // 61 % 251}")
+            connection.sendall(hello)
+            kept.append(connection)
+        if len(kept) > 400:
+            kept.popleft().close()
+        time.sleep(1 / 400)
+
+
 CROWDED = ("--max-connections", str(PLACES), "--max-per-client", str(PLACES // 5))
 BEHIND_PROXY = (*CROWDED, "--trusted-proxy", PROXY)
 LOGINS = Bound(served=0.98, slowest=2.0)
@@ -293,6 +327,8 @@ ATTACKS = (
            flags=BEHIND_PROXY, source=PROXY, fields=NAMED),
     Attack("5", "malformed posts of one IPv6 /48", malformed_posts_of_one_network, LOGINS,
            flags=("--trusted-proxy", PROXY), login=True),
+    Attack("+", "pipelined preflights, 100 connections", preflights),
+    Attack("+", "400 half handshakes a second", half_handshakes, tls=True),
     Attack("8", "half-sent heads from six addresses", half_heads, Bound(served=0.99),
            flags=CROWDED),
 )  # fmt: skip

@@ -8,6 +8,7 @@ import unittest
 from urllib.parse import quote, urlencode
 
 import jwt_minimal
+from jwksd.api.oauth import narrowed_scope
 from jwksd.ops import settings
 from tests.support import AppTest, header
 
@@ -205,6 +206,18 @@ class Tricks(OAuthTest):
                 self.assertEqual(self.claims(response)["sub"], "zo\u00eb")
 
 
+class CountedName(str):
+    """A name that counts how often it is compared."""
+
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        CountedName.compared += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
 class Scope(OAuthTest):
     def setUp(self):
         super().setUp()
@@ -241,6 +254,14 @@ class Scope(OAuthTest):
     def test_may_be_a_list(self):
         self.app.accounts.set_claims("alice", ['scope:=["read","write"]'])
         self.assertEqual(self.claims(self.as_user(scope="write"))["scope"], ["write"])
+
+    def test_of_thousands_of_names_costs_no_more_than_it_is_long(self):
+        has = [f"{number:x}" for number in range(500)]
+        asked = " ".join(f"x{number:x}" for number in range(1000)) + " 1f3"
+        counted = [CountedName(name) for name in has]
+        claims, granted = narrowed_scope(asked, {"scope": counted})
+        self.assertEqual((claims["scope"], granted), (["1f3"], "1f3"))
+        self.assertLess(CountedName.compared, 5_000)
 
     def test_is_not_tried_before_the_password_is(self):
         self.assertError(self.as_user(scope="delete", password="x"), "invalid_grant")
