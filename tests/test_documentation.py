@@ -208,6 +208,16 @@ class TheEmbeddersPage(unittest.TestCase):
         self.assertEqual(ran, 3)
 
 
+class ThePageOfTheOperator(unittest.TestCase):
+    def test_names_metrics_that_exist(self):
+        page = (ROOT / "docs/operations.md").read_text("utf-8")
+        source = (ROOT / "jwksd/api/metrics.py").read_text("utf-8")
+        names = set(re.findall(r"`jwks_([a-z_]+)", page))
+        self.assertGreaterEqual(len(names), 7)
+        for name in names:
+            self.assertRegex(source, rf'"(jwks_)?{name}"')
+
+
 class ThePageOfServices(unittest.TestCase):
     PAGE = (ROOT / "docs/services.md").read_text("utf-8")
 
