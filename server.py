@@ -76,10 +76,8 @@ sys.path.pop(0)
 LOOPBACK = ratelimit.parse_networks(("127.0.0.0/8", "::1"))  # RFC 1122 §3.2.1.3, RFC 4291 §2.5.3
 FORWARDING = {"x-forwarded-for", "forwarded", "x-real-ip", "via"}  # what a proxy adds
 Endpoint = Callable[[Request], Answer]
-
-
 SHARED = {"/register", "/auth"}  # what a page of --allow-origin may call
-# Lanes of the workers: whoever costs less never waits behind whoever costs more.
+# Lanes of the workers: what costs less never waits behind what costs more.
 REMEMBERED_LOGIN, FIRST_LOGIN, REGISTRATION = range(httpd.LANES)
 
 
@@ -383,14 +381,13 @@ class App:
 
     def recover(self, request: Request, failure: BaseException) -> Answer:
         """The answer in place of a Future that failed."""
-        try:
-            if not isinstance(failure, accounts.Superseded):
-                raise failure
+        if isinstance(failure, accounts.Superseded):  # it was remembered, and has changed
             self.accounts.forget(failure.name)
-            answer: Answer = self.log_in(request)
-        except Exception as trouble:
-            answer = self.refusal(trouble)
-        return self.share(request, answer)
+            try:
+                return self.share(request, self.log_in(request))
+            except Exception as trouble:
+                failure = trouble
+        return self.share(request, self.refusal(failure))
 
     def refusal(self, failure: BaseException) -> Response:
         """The one place where a failure becomes an answer."""
@@ -416,7 +413,7 @@ class App:
 
 
 def peer_of(request: Request) -> str:
-    """The address of who is connected. Whoever reaches a Unix domain socket is on this machine."""
+    """The address of the peer. One that reaches a Unix domain socket is on this machine."""
     return "127.0.0.1" if request.client == "unix" else request.client
 
 
