@@ -469,6 +469,7 @@ class Service:
         config: Settings,
         environ: MutableMapping[str, str],
         log: Callable[[str], None],
+        supervisor: httpd.Supervisor | None = None,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -500,7 +501,9 @@ class Service:
             log=log,
             is_proxy=self.app.is_proxy,
             on_turn=self.app.upkeep.notice_changes,
+            supervisor=supervisor,
         )
+        self.supervisor = supervisor or httpd.Supervisor()
         self._reload_wanted = False
         self._reading: threading.Thread | None = None  # of the certificate
         self._stopping = threading.Event()
@@ -514,6 +517,7 @@ class Service:
     def run(self) -> None:
         """Serve until `stop`; then answer what is in flight, and close."""
         self._upkeep.start()
+        self.supervisor.ready()
         try:
             self.http.serve_forever()
         finally:
@@ -524,6 +528,7 @@ class Service:
 
     def stop(self) -> None:
         """Make `run` return; from any thread or signal handler."""
+        self.supervisor.stopping()
         self.http.stop()
 
     def reload(self) -> None:
@@ -532,11 +537,13 @@ class Service:
 
     def reload_certificate(self) -> None:
         """Use the certificate that is in the files now; keep the old one if it cannot be read."""
+        self.supervisor.reloading()
         try:
             self.listener.reload_tls()
             self.app.log("the certificate was read again")
         except (OSError, ValueError) as error:
             self.app.log(f"the certificate was not read again: {error}")
+        self.supervisor.ready()
 
     def _reload_if_wanted(self) -> None:
         """On one thread beside: a file far away may take for ever, and keys cannot wait."""
@@ -683,7 +690,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         process.leave_on_signals()
         process.keep_secrets()
-        service = Service(settings.configure(flags, os.environ), os.environ, log.write)
+        config, supervisor = settings.configure(flags, os.environ), httpd.Supervisor.of(os.environ)
+        service = Service(config, os.environ, log.write, supervisor)
     except ConfigurationError as error:
         log.write(f"server.py: {error}")
         log.flush(1.0)

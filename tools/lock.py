@@ -23,7 +23,6 @@ PLATFORMS = {  # what a wheel's name says of the oldest system that it runs on, 
     "linux-x86_64": ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"),
     "linux-aarch64": ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64"),
     "macos-arm64": ("macosx_11_0_arm64", "macosx_10_9_universal2", "macosx_10_13_universal2"),
-    "macos-x86_64": ("macosx_10_13_x86_64", "macosx_10_9_x86_64", "macosx_10_9_universal2"),
     "windows-amd64": ("win_amd64",),
 }
 
@@ -31,7 +30,9 @@ PLATFORMS = {  # what a wheel's name says of the oldest system that it runs on, 
 def target(platform: str, python: str) -> list[str]:
     """What makes pip choose for another machine."""
     tags = [word for tag in PLATFORMS[platform] for word in ("--platform", tag)]
-    return [*tags, "--python-version", python, "--only-binary", ":all:"]
+    # Some packages shun 3.9.0 and 3.9.1, which pip takes "3.9" for.
+    full = "3.9.2" if python == "3.9" else python
+    return [*tags, "--python-version", full, "--only-binary", ":all:"]
 
 
 def resolved(platform: str, python: str) -> list[dict[str, Any]]:
@@ -57,6 +58,10 @@ def lock() -> str:
                 known = package["metadata"]["name"].lower(), package["metadata"]["version"]
                 hashes[known].add(package["download_info"]["archive_info"]["hashes"]["sha256"])
                 pythons[known].add(python)
+    for name in {name for name, _ in pythons}:
+        of_all = [python for known in pythons if known[0] == name for python in pythons[known]]
+        if len(of_all) != len(set(of_all)):  # pip would refuse the file
+            raise ValueError(f"two versions of {name} for one Python: a platform has no newer")
     lines = ["# Made by tools/lock.py: pip install --require-hashes -r requirements.lock"]
     for known in sorted(hashes):
         wanted = " or ".join(f'python_version == "{p}"' for p in PYTHONS if p in pythons[known])
