@@ -446,7 +446,6 @@ def open_for(command: Command, path: str) -> Database:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    packages.refuse_old()
     options = make_parser().parse_args(arguments)
     if options.run is not diagnose:  # the doctor has a row for it
         packages.refuse_old()

@@ -19,6 +19,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
+# pip decides by the Python that runs it whether a condition holds; so what cryptography
+# needs on older Pythons alone is named here.
+ALSO = {"3.9": ("typing-extensions",), "3.10": ("typing-extensions",)}
 PLATFORMS = {  # what a wheel's name says of the oldest system that it runs on, newest first
     "linux-x86_64": ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"),
     "linux-aarch64": ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64"),
@@ -42,6 +45,7 @@ def resolved(platform: str, python: str) -> list[dict[str, Any]]:
         *("--disable-pip-version-check", "--report", "-", "--target", "unused"),
         *target(platform, python),
         *("-r", str(ROOT / "requirements.txt")),
+        *ALSO.get(python, ()),
     ]
     run = subprocess.run(command, stdout=subprocess.PIPE, check=True)  # noqa: S603
     found: list[dict[str, Any]] = json.loads(run.stdout)["install"]

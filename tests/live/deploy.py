@@ -21,6 +21,7 @@ from tests.test_httpd_tls import make_certificate
 
 WORST_EXPOSURE = 1.5
 DEPLOY = ROOT / "deploy"
+CONTAINERFILE = (DEPLOY / "Containerfile").read_text("utf-8")
 
 # Installs a filter that kills at setpriority (x86-64's number 141), then becomes the command.
 # BPF: load the number of the call; is it this one? then KILL_PROCESS, else ALLOW.
@@ -46,10 +47,9 @@ def ask(port: int, method: str, path: str, body: str | None = None, tls: bool = 
     """Status, headers and body of one request."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     if tls:
         connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=context)
-    else:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     with contextlib.closing(connection):
         named = {name.replace("_", "-"): value for name, value in fields.items()}
         connection.request(method, path, body, named)
@@ -79,7 +79,7 @@ class Supervised(TemporaryFolder):
 
     def until(self, word: str) -> list[str]:
         """The messages up to one that begins with a word."""
-        heard = []
+        heard: list[str] = []
         while not heard or not heard[-1].startswith(word):
             heard.append(self.socket.recv(4096).decode())
         return heard
@@ -101,7 +101,9 @@ class Supervised(TemporaryFolder):
         finally:
             server.process.terminate()
             self.until("STOPPING=1")
-            self.assertEqual(server.end(), 0)
+            self.assertEqual(server.process.wait(10), 0)
+            server.reader.join(10)
+            server.process.stderr.close()
 
 
 @unittest.skipUnless(shutil.which("systemd-analyze"), "systemd-analyze is not installed")
@@ -191,6 +193,42 @@ class AProxy(TemporaryFolder):
             for number in range(3)
         ]  # fmt: skip
         self.assertEqual(statuses, [401, 429, 429])
+
+
+class TheContainer(TemporaryFolder):
+    def test_asks_for_health_without_another_program(self):
+        command = re.search(r"HEALTHCHECK .* CMD (\[.*\])", CONTAINERFILE)[1]
+        _, _, *words, url = json.loads(command)
+        server = Server("--db", str(self.folder / "k.db"), "--port", "0")
+        check = [sys.executable, str(ROOT / "server.py"), *words]
+        try:
+            healthy = url.replace("8080", str(server.port))
+            self.assertEqual(subprocess.run([*check, healthy], check=False).returncode, 0)
+        finally:
+            server.end()
+        gone = subprocess.run([*check, healthy], capture_output=True, text=True, check=False)
+        self.assertEqual((gone.returncode, len(gone.stderr.splitlines())), (1, 1))
+
+    def test_copies_all_that_the_server_reads(self):
+        app = self.folder / "app"
+        app.mkdir()
+        for sources, target in re.findall(
+            r"(?m)^COPY ((?!--|requirements).*) (\S+)$", CONTAINERFILE
+        ):
+            for source in map(ROOT.__truediv__, sources.split()):
+                whole = self.folder / target.lstrip("/")
+                if source.is_dir():
+                    shutil.copytree(source, whole)
+                else:
+                    shutil.copy(source, whole)
+        for folder in (app, *app.rglob("*")):
+            folder.chmod(0o555 if folder.is_dir() else 0o444)
+        start = "import server; it = server.running(); print(len(it.jwks()['keys'])); it.stop()"
+        run = subprocess.run(
+            [sys.executable, "-c", start], cwd=app, capture_output=True, text=True, check=False
+        )
+        app.chmod(0o755)
+        self.assertEqual(run.stdout, "1\n", run.stderr)
 
 
 @unittest.skipUnless(shutil.which("nginx"), "nginx is not installed")
