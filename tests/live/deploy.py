@@ -10,11 +10,13 @@ import re
 import shutil
 import socket
 import ssl
+import stat
 import subprocess
 import sys
 import time
 import unittest
 
+from jwksd.ops import settings, startup
 from tests.live.process import Server
 from tests.support import CHEAPEST, ROOT, TemporaryFolder
 from tests.test_httpd_tls import make_certificate
@@ -193,6 +195,20 @@ class AProxy(TemporaryFolder):
             for number in range(3)
         ]  # fmt: skip
         self.assertEqual(statuses, [401, 429, 429])
+
+
+class ASocketFile(TemporaryFolder):
+    def test_has_the_permissions_that_were_asked_for(self):
+        path = self.folder / "http.sock"
+        for mode in (0o660, 0o600):
+            with self.subTest(oct(mode)):
+                config = settings.make_settings(
+                    {"host": f"unix:{path}", "socket_mode": f"{mode:o}"}
+                )
+                listener = startup.listen(config)
+                self.addCleanup(listener.close)
+                self.assertEqual(stat.S_IMODE(path.stat().st_mode), mode)
+                listener.close()
 
 
 class TheContainer(TemporaryFolder):
