@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 # pip decides by the Python that runs it whether a condition holds; so what cryptography
 # needs on older Pythons alone is named here.
-ALSO = {"3.9": ("typing-extensions",), "3.10": ("typing-extensions",)}
+# And pycparser 3 wants Python 3.10, which only its own metadata says.
+ALSO = {"3.9": ("typing-extensions", "pycparser<3"), "3.10": ("typing-extensions",)}
 PLATFORMS = {  # what a wheel's name says of the oldest system that it runs on, newest first
     "linux-x86_64": ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"),
     "linux-aarch64": ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64"),
@@ -73,6 +74,17 @@ def lock() -> str:
         digests = [f"    --hash=sha256:{digest}" for digest in sorted(hashes[known])]
         lines.append(" \\\n".join([f"{known[0]}=={known[1]}{marker}", *digests]))
     return "\n".join(lines) + "\n"
+
+
+def lines_for(python: str, text: str) -> str:
+    """The packages of a lock for one Python, without conditions: pip would ask its own Python."""
+    kept = []
+    for entry in text.replace(" \\\n", "\0").splitlines():
+        package, *digests = entry.split("\0")
+        package, _, condition = package.partition(" ; ")
+        if not condition or f'"{python}"' in condition:
+            kept.append(" \\\n".join([package, *digests]))
+    return "\n".join(kept) + "\n"
 
 
 if __name__ == "__main__":

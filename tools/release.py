@@ -81,16 +81,19 @@ def source(name: str) -> bytes:
 def fetch_wheels(platform: str, folder: Path) -> None:
     """The locked packages for every Python on a platform, and the lock beside them."""
     folder.mkdir(parents=True, exist_ok=True)
+    chosen = folder / "chosen.txt"
     for python in lock.PYTHONS:
+        chosen.write_text(lock.lines_for(python, (ROOT / "requirements.lock").read_text("utf-8")))
         subprocess.run(  # noqa: S603
             [
                 *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
                 *("--disable-pip-version-check", "--dest", str(folder), "--require-hashes"),
                 *lock.target(platform, python),
-                *("-r", str(ROOT / "requirements.lock")),
+                *("-r", str(chosen)),
             ],
             check=True,
         )
+    chosen.unlink()
     shutil.copy(ROOT / "requirements.lock", folder)
 
 
