@@ -456,7 +456,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         packages.refuse_old()
     if not all(map(is_text, (vars(options).get(word) for word in ("name", "user", "email")))):
         tell("admin.py: the arguments cannot be read in this locale: set PYTHONUTF8=1")
-        return 2
+        return 1
     environ = os.environ
     flags = {name: value for name, value in vars(options).items() if name in FLAGS}
     try:

@@ -71,7 +71,7 @@ class InALocaleThatLacksTheCharacters(TemporaryFolder):
                 [sys.executable, str(ROOT / "admin.py"), *map(str.encode, words)],
                 env=environ, capture_output=True, text=True, timeout=60, check=False,
             )  # fmt: skip
-            self.assertEqual(run.returncode, 2)
+            self.assertEqual(run.returncode, 1)
             self.assertIn("PYTHONUTF8=1", run.stderr)
         self.assertEqual(list(self.folder.iterdir()), [])
 
