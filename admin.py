@@ -444,11 +444,19 @@ def open_for(command: Command, path: str) -> Database:
     return startup.open_database(path)
 
 
+def is_text(word: str | None) -> bool:
+    """Whether an argument is text; octets that the locale has no characters for are none."""
+    return word is None or not re.search("[\ud800-\udfff]", word)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = make_parser().parse_args(arguments)
     if options.run is not diagnose:  # the doctor has a row for it
         packages.refuse_old()
+    if not all(map(is_text, (vars(options).get(word) for word in ("name", "user", "email")))):
+        tell("admin.py: the arguments cannot be read in this locale: set PYTHONUTF8=1")
+        return 1
     environ = os.environ
     flags = {name: value for name, value in vars(options).items() if name in FLAGS}
     try:

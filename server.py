@@ -61,7 +61,7 @@ import ratelimit
 from jwksd import __version__, httpd
 from jwksd.api import answers, inputs, limits, metrics, oauth, pages
 from jwksd.httpd import Answer, Request, Response, json_response
-from jwksd.ops import process, secret, settings, startup
+from jwksd.ops import certificate, process, secret, settings, startup
 from jwksd.ops.settings import ConfigurationError, Settings
 from jwksd.ops.upkeep import WRITING, Upkeep
 from jwksd.store import names
@@ -466,6 +466,7 @@ class Service:
         config: Settings,
         environ: MutableMapping[str, str],
         log: Callable[[str], None],
+        supervisor: httpd.Supervisor | None = None,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -497,13 +498,14 @@ class Service:
             log=log,
             is_proxy=self.app.is_proxy,
             on_turn=self.app.upkeep.notice_changes,
+            supervisor=supervisor,
         )
-        self._reload_wanted = False
-        self._reading: threading.Thread | None = None  # of the certificate
+        self.supervisor = supervisor or httpd.Supervisor()
+        self.certificate = certificate.Certificate(self.listener, self.supervisor, log)
         self._stopping = threading.Event()
         self._upkeep = threading.Thread(
             target=self.app.upkeep.run,
-            args=(self._stopping, self._reload_if_wanted),
+            args=(self._stopping, self.certificate.read_if_wanted),
             name="upkeep",
             daemon=True,
         )
@@ -511,6 +513,7 @@ class Service:
     def run(self) -> None:
         """Serve until `stop`; then answer what is in flight, and close."""
         self._upkeep.start()
+        self.supervisor.ready()
         try:
             self.http.serve_forever()
         finally:
@@ -521,30 +524,8 @@ class Service:
 
     def stop(self) -> None:
         """Make `run` return; from any thread or signal handler."""
+        self.supervisor.stopping()
         self.http.stop()
-
-    def reload(self) -> None:
-        """Have the certificate read again; from any thread or signal handler."""
-        self._reload_wanted = True
-
-    def reload_certificate(self) -> None:
-        """Use the certificate that is in the files now; keep the old one if it cannot be read."""
-        try:
-            self.listener.reload_tls()
-            self.app.log("the certificate was read again")
-        except (OSError, ValueError) as error:
-            self.app.log(f"the certificate was not read again: {error}")
-
-    def _reload_if_wanted(self) -> None:
-        """On one thread beside: a file far away may take for ever, and keys cannot wait."""
-        if not self._reload_wanted or (self._reading is not None and self._reading.is_alive()):
-            return
-        self._reload_wanted = False
-        self._reading = threading.Thread(target=self.reload_certificate, daemon=True)
-        try:
-            self._reading.start()
-        except RuntimeError:  # the system has no more threads now
-            self._reload_wanted = True
 
 
 def open_app(
@@ -680,12 +661,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         process.leave_on_signals()
         process.keep_secrets()
-        service = Service(settings.configure(flags, os.environ), os.environ, log.write)
+        config, supervisor = settings.configure(flags, os.environ), httpd.Supervisor.of(os.environ)
+        service = Service(config, os.environ, log.write, supervisor)
     except ConfigurationError as error:
         log.write(f"server.py: {error}")
         log.flush(1.0)
         return 2
-    process.obey_signals(service.stop, service.reload if service.app.settings.tls_cert else None)
+    process.obey_signals(service.stop, service.certificate.want if config.tls_cert else None)
     log.write(service.app.ready_line(service.listener.url))
     service.run()
     log.flush(1.0)

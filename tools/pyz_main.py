@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-PROGRAMS = {"server": "server", "admin": "admin", "lab": "lab", "grade": "grade"}
+PROGRAMS = {"server": "server", "admin": "admin", "lab": "lab"}
 TOKEN_COMMANDS = {"explain", "decode", "verify", "jwk", "thumbprint"}  # of jwt_minimal
 
 

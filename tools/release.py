@@ -32,7 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tools import lock
 
 ROOT = lock.ROOT
-NOT_IN_THE_ONE_FILE = re.compile(r"(tests|bench|docs|tools|deploy|\.ci)/|test_server\.py$")
+# A grader runs the tests beside it as a process of their own, which a file cannot be.
+NOT_IN_THE_ONE_FILE = re.compile(r"(tests|bench|docs|tools|deploy|\.ci)/|(test_server|grade)\.py$")
 IN_THE_ONE_FILE = re.compile(r".*\.(py|sql|html|js|css|svg)$|LICENSE$")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip archive can name
 SHEBANG = b"#!/usr/bin/env python3\n"
@@ -81,16 +82,19 @@ def source(name: str) -> bytes:
 def fetch_wheels(platform: str, folder: Path) -> None:
     """The locked packages for every Python on a platform, and the lock beside them."""
     folder.mkdir(parents=True, exist_ok=True)
+    chosen = folder / "chosen.txt"
     for python in lock.PYTHONS:
+        chosen.write_text(lock.lines_for(python, (ROOT / "requirements.lock").read_text("utf-8")))
         subprocess.run(  # noqa: S603
             [
                 *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
                 *("--disable-pip-version-check", "--dest", str(folder), "--require-hashes"),
                 *lock.target(platform, python),
-                *("-r", str(ROOT / "requirements.lock")),
+                *("-r", str(chosen)),
             ],
             check=True,
         )
+    chosen.unlink()
     shutil.copy(ROOT / "requirements.lock", folder)
 
 

@@ -5,6 +5,7 @@ from jwksd.httpd.log import LineLog, where
 from jwksd.httpd.loop import Server, Stats
 from jwksd.httpd.parser import Limits, Request, Response, error, json_response
 from jwksd.httpd.sockets import Listener
+from jwksd.httpd.supervisor import Supervisor
 from jwksd.httpd.workers import LANES, Overloaded, Workers, then
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Response",
     "Server",
     "Stats",
+    "Supervisor",
     "Workers",
     "error",
     "json_response",

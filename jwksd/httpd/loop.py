@@ -44,6 +44,7 @@ from jwksd.httpd.log import ACCESS_LOGS, LineLog, where
 from jwksd.httpd.parser import IDLE, Limits, Request, Response
 from jwksd.httpd.places import Shares, TurnedAway, Turns
 from jwksd.httpd.sockets import BACKLOG, Listener, client_of, descriptor_room
+from jwksd.httpd.supervisor import Supervisor
 from jwksd.httpd.tls import TLSConnection
 
 READ = selectors.EVENT_READ
@@ -106,6 +107,7 @@ class Server:
         access_log: str = "text",
         log: Callable[[str], None] | None = None,
         on_turn: Callable[[], None] | None = None,
+        supervisor: Supervisor | None = None,
         clock: Callable[[], float] = time.monotonic,
         is_proxy: Callable[[str], bool] = nobody,
     ) -> None:
@@ -122,6 +124,7 @@ class Server:
         self.looked = False  # whether `on_turn` was called in this turn
         self._handler_class = handler_class
         self._on_turn = on_turn
+        self._supervisor = supervisor or Supervisor()
         self._listener = listener
         self._max_connections = min(max_connections, descriptor_room(max_connections))
         self._shares = Shares(max_per_client)
@@ -206,6 +209,7 @@ class Server:
             for resume in self.paused.take(RESUMED):
                 self._guard(resume)
         if self.now >= self._next_sweep:
+            self._supervisor.turned(self.now)
             self._sweep()
         if self._lines:
             self._write_lines()

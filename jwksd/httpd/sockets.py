@@ -22,6 +22,7 @@ from jwksd.httpd.tls import tls_context
 
 BACKLOG = 4_096  # the kernel lowers it to its own limit (net.core.somaxconn, 4,096 on Linux)
 SPARE_DESCRIPTORS = 64  # for the database, the log, what a restart opens, and the next
+SOCKET_MODE = 0o660  # a proxy runs as another user: share a group with it
 START_PATIENCE = 1.0  # seconds for another server to start in the same folder
 
 
@@ -32,7 +33,13 @@ class Listener:
     one. `files` are a certificate chain and its private key, both PEM.
     """
 
-    def __init__(self, host: str, port: int, files: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        files: tuple[str, str] | None = None,
+        mode: int = SOCKET_MODE,
+    ) -> None:
         """Listen at once.
 
         Raises:
@@ -41,7 +48,7 @@ class Listener:
         """
         self._files = files
         self.tls = tls_context(*files) if files else None
-        self.socket = listen(host, port)
+        self.socket = listen(host, port, mode)
         self.url = url_of(self.socket, host, files is not None)
 
     def reload_tls(self) -> None:
@@ -54,10 +61,10 @@ class Listener:
         unlisten(self.socket)
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, mode: int = SOCKET_MODE) -> socket.socket:
     """A listening socket; `OSError` if the address cannot be had."""
     if host.startswith("unix:"):
-        listener = listen_unix(host[len("unix:") :])
+        listener = listen_unix(host[len("unix:") :], mode)
     else:
         family, _, _, _, address = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -78,7 +85,7 @@ class FileListener(socket.socket):
     file: tuple[int, int] | None = None  # its identity: another server may have taken the name
 
 
-def listen_unix(path: str) -> socket.socket:
+def listen_unix(path: str, mode: int = SOCKET_MODE) -> socket.socket:
     """A listening socket in the file system, for the owner and the group of the process."""
     listener = FileListener(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -87,7 +94,7 @@ def listen_unix(path: str) -> socket.socket:
                 os.unlink(path)
             listener.bind(path)
             listener.file = identity(path)
-            os.chmod(path, 0o660)  # a proxy runs as another user: share a group with it
+            os.chmod(path, mode)
             listener.listen(BACKLOG)
     except OSError:
         unlisten(listener)

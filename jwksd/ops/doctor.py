@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
 from jwksd import __version__
-from jwksd.ops import ownership, settings, startup
+from jwksd.ops import mounts, ownership, settings, startup
 from jwksd.ops import secret as secret_file
 from jwksd.ops.installation import Installation
 from jwksd.ops.packages import FLOORS
@@ -228,6 +228,16 @@ def ownership_of(place: Examined) -> Verdict | None:
     if stranger is not None:
         return PROBLEM, stranger
     return (OK, "the server's user, or root") if any(path.exists() for path in ours) else None
+
+
+def mount(place: Examined) -> Verdict:
+    """Whether what is written stays, and is locked as SQLite needs it."""
+    table = mounts.table_of_this_system()
+    lost = mounts.lost_log(place.database.path, table)
+    if lost is not None:
+        return PROBLEM, lost
+    far = mounts.network(place.database.path, table)
+    return verdict([], [far] if far else [], "neither a single file nor a network")
 
 
 def wal(place: Examined) -> Verdict | None:
@@ -432,6 +442,7 @@ OUTSIDE: dict[str, Check] = {
     "disk": disk,
     "files": files,
     "owner": ownership_of,
+    "mount": mount,
     "wal": wal,
 }
 INSIDE: dict[str, Check] = {

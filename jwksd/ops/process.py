@@ -48,7 +48,7 @@ def leave_on_signals() -> None:
 def obey_signals(stop: Callable[[], None], reload: Callable[[], None] | None) -> None:
     """The first SIGTERM or Ctrl-C calls `stop`, a second one ends the process at once.
 
-    SIGHUP calls `reload`, if there is one.
+    SIGHUP calls `reload`; if there is none, it is ignored.
     """
 
     def handle(number: int, frame: object) -> None:
@@ -58,5 +58,6 @@ def obey_signals(stop: Callable[[], None], reload: Callable[[], None] | None) ->
 
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)
-    if reload is not None and hasattr(signal, "SIGHUP"):  # not on Windows
-        signal.signal(signal.SIGHUP, lambda number, frame: reload())
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        heed = signal.SIG_IGN if reload is None else lambda number, frame: reload()
+        signal.signal(signal.SIGHUP, heed)

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import ratelimit
 from jwksd import __version__
 from jwksd.httpd import Limits
+from jwksd.ops import health
 from jwksd.store import accounts, keystore
 
 
@@ -96,6 +97,13 @@ def duration_or_off(text: str) -> float:
 def port_number(text: str) -> int:
     """0 to 65535; 0 takes a free port."""
     return bounded(text, 0, 65_535)
+
+
+def file_mode(text: str) -> int:
+    """Permissions as chmod takes them: three octal digits."""
+    if not re.fullmatch("[0-7]{3}", text.strip()):
+        raise ValueError("write three octal digits such as 660")
+    return int(text, 8)
 
 
 def positive(text: str) -> int:
@@ -177,6 +185,9 @@ class Settings:
 
     host: str = setting("127.0.0.1", filled, "HOST", "address to listen on; :: for both families")
     port: int = setting("8080", port_number, "PORT", "0 takes a free one")
+    socket_mode: int = setting(
+        "660", file_mode, "MODE", "of the socket file with --host unix:PATH, octal"
+    )
     db: str = setting("totally_not_my_privateKeys.db", filled, "FILE", "the SQLite database")
     auth_limit: tuple[ratelimit.Rule, ...] = setting(
         "5/minute", ratelimit.parse_limit, "COUNT/PERIOD", "of POST /auth by address, or off"
@@ -292,6 +303,11 @@ class Parser(argparse.ArgumentParser):
 def add_settings(parser: argparse.ArgumentParser, names: tuple[str, ...] = ()) -> None:
     """A flag for each setting (or for those named), and --version."""
     parser.add_argument("--version", action="version", version=f"jwks-server {__version__}")
+    if not names:
+        question = "ask whether the server there is well, and exit 0 or 1"
+        parser.add_argument(
+            "--check", metavar="URL", action=health.Check, default=argparse.SUPPRESS, help=question
+        )
     for row in dataclasses.fields(Settings):
         if names and row.name not in names:
             continue

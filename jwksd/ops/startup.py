@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Callable
 
 from jwksd import httpd
-from jwksd.ops import ownership
+from jwksd.ops import mounts, ownership
 from jwksd.ops.settings import ConfigurationError, Settings
 from jwksd.store import accounts, keystore
 from jwksd.store.database import CannotOpen, Connection, Unavailable
@@ -28,7 +28,7 @@ def listen(config: Settings) -> httpd.Listener:
     if stranger is not None:
         raise ConfigurationError(stranger)
     try:
-        return httpd.Listener(config.host, config.port, tls)
+        return httpd.Listener(config.host, config.port, tls, config.socket_mode)
     except ValueError as error:
         raise ConfigurationError(f"--tls-cert, --tls-key: {error}") from error
     except OSError as error:
@@ -55,6 +55,9 @@ def open_database(path: str) -> SQLite:
     Raises:
         CannotOpen: it is not, or cannot be used; the sentence says why and what to do.
     """
+    lost = mounts.lost_log(path, mounts.table_of_this_system())
+    if lost is not None:
+        raise CannotOpen(lost)
     require_own_files(path)
     database = SQLite(path, accept=require_ours)
     try:
@@ -81,7 +84,13 @@ def require_own_files(path: str) -> None:
 
 
 def warn_of_readers(path: Path, log: Callable[[str], None]) -> None:
-    """Say so if others may read the file: we make it for ourselves, but leave one as we find it."""
+    """Say so if others may read the file, or it lies where it may be damaged.
+
+    We make it for ourselves, but leave one as we find it.
+    """
+    far = mounts.network(path, mounts.table_of_this_system())
+    if far is not None:
+        log(far)
     if os.name != "posix":
         return
     with contextlib.suppress(OSError):

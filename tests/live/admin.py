@@ -7,7 +7,7 @@ import subprocess
 import sys
 import unittest
 
-from tests.support import ROOT
+from tests.support import ROOT, TemporaryFolder
 from tests.test_admin import ENVIRON, KeysTest, LogTest
 
 
@@ -60,6 +60,20 @@ class ALostAnswer(KeysTest):
         code, err = self.lost(writer, "users", "add", "carl")
         self.assertEqual(code, 1)
         self.assertIn("users reset", err)
+
+
+class InALocaleThatLacksTheCharacters(TemporaryFolder):
+    def test_a_name_is_said_to_be_unreadable_and_the_database_is_left_alone(self):
+        environ = {**os.environ, "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+        for command in ("add", "reset"):
+            words = ["--db", str(self.folder / "k.db"), "users", command, "j\u00fcrgen"]
+            run = subprocess.run(
+                [sys.executable, str(ROOT / "admin.py"), *map(str.encode, words)],
+                env=environ, capture_output=True, text=True, timeout=60, check=False,
+            )  # fmt: skip
+            self.assertEqual(run.returncode, 1)
+            self.assertIn("PYTHONUTF8=1", run.stderr)
+        self.assertEqual(list(self.folder.iterdir()), [])
 
 
 if __name__ == "__main__":
