@@ -232,10 +232,6 @@ class Refusals(unittest.TestCase):
         leaves = {kind.__name__ for kind in all_refusals()} - {"InvalidToken"}
         self.assertEqual(kinds, leaves | {None})
 
-    def test_the_table_is_what_its_maker_makes(self) -> None:
-        written = (vectors.VECTORS / "refusals.json").read_text("utf-8")
-        self.assertEqual(written, vectors.table())
-
     def test_every_refusal_says_what_to_do_and_is_a_value_error(self) -> None:
         for kind in all_refusals():
             with self.subTest(kind.__name__):

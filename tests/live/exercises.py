@@ -9,6 +9,7 @@ import json
 import unittest
 from typing import Any
 
+from tests import jwt_refusals as vectors
 from tests.test_jwt_docs import (
     changed,
     hash_of_the_whole_key,
@@ -44,6 +45,12 @@ class Exercises(unittest.TestCase):
         for step, hole in holes:
             with self.subTest(f"{step}: {list(hole)}"):
                 self.assertFalse(passes(step, changed(**hole)))
+
+
+class Refusals(unittest.TestCase):
+    def test_the_table_is_what_its_maker_makes(self) -> None:
+        written = (vectors.VECTORS / "refusals.json").read_text("utf-8")
+        self.assertEqual(written, vectors.table())
 
 
 if __name__ == "__main__":

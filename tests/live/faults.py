@@ -276,7 +276,7 @@ class ManyFirstLogins(FaultTest):
         alice = self.register(server, "alice")
         statuses = self.statuses(server, "/auth", *[alice] * self.CLIENTS)
         self.assertLessEqual(set(statuses), {200, 503})
-        # As many as are hashed at once never wait; how many more are served is the machine's affair.
+        # Those that are hashed at once never wait; how many more are served depends on the machine.
         self.assertGreaterEqual(statuses.count(200), os.cpu_count() or 1)
         status = Path(f"/proc/{server.process.pid}/status")
         if status.exists():

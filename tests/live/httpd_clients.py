@@ -13,7 +13,7 @@ import unittest
 from importlib import import_module
 from pathlib import Path
 
-from jwksd.httpd import Answer, Request, Response
+from jwksd.httpd import Answer, Limits, Request, Response
 from tests.httpd_live import LiveServer, Routes
 from tests.test_httpd_tls import make_certificate
 
@@ -71,7 +71,7 @@ def run(*command: str) -> str:
 
 class Clients(unittest.TestCase):
     def setUp(self) -> None:
-        self.server = LiveServer(handler=Pages)
+        self.server = LiveServer(handler=Pages, limits=Limits(body=65_536))
         self.server.__enter__()
         self.addCleanup(self.server.__exit__)
         self.url = self.server.url
