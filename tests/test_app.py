@@ -578,6 +578,18 @@ class Limiting(AppTest):
                 self.assertEqual(self.login("a", "x", headers=headers).status, 401)
 
 
+class Starting(AppTest):
+    def test_on_all_addresses_says_that_the_issuer_needs_a_name(self):
+        for host in ("0.0.0.0", "::"):
+            self.lines.clear()
+            self.open_app(host=host).database.close()
+            self.assertEqual(sum("--issuer" in line for line in self.lines), 1, self.lines)
+        self.lines.clear()
+        self.open_app(host="0.0.0.0", issuer="https://issuer.example").database.close()
+        self.open_app().database.close()
+        self.assertEqual([line for line in self.lines if "--issuer" in line], [])
+
+
 class Publishing(AppTest):
     def get(self, **headers):
         return self.call("GET", "/.well-known/jwks.json", headers=headers)

@@ -387,6 +387,14 @@ class Busy(LiveTest):
         self.assertFalse([line for line in self.server.lines if "secret" in line])
 
 
+class ATimeBeyondAllDates(unittest.TestCase):
+    def test_stops_nobody(self) -> None:
+        with mock.patch("time.time", lambda: 1e12), LiveServer(access_log="json") as server:
+            answer = server.ask(LAST)
+        self.assertEqual(statuses(answer), [200])
+        self.assertIn(b"Date: Fri, 31 Dec 9999 23:59:59 GMT", answer)
+
+
 class ASlowQueue(TimedTest):
     settings: ClassVar[dict[str, object]] = {"workers": 1, "queue_seconds": 2.0}
 

@@ -60,6 +60,7 @@ REST = 1.0  # seconds that a connection may rest before it has to give its place
 LOOK_EVERY = (
     0.1  # seconds between two looks for those that have to: one takes 5 ms with 10,000 places
 )
+LAST_SECOND = 253_402_300_799  # 9999-12-31 23:59:59: no date has five digits for the year
 LINES = 1_000  # of the access log, written together: a turn may answer a hundred thousand requests
 OUT_OF_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 LIMITS = Limits()
@@ -241,7 +242,7 @@ class Server:
     def _set_clock(self) -> None:
         """The time of this turn, and what is spelled once a second."""
         self.now = self._clock()
-        second = int(time.time())
+        second = min(int(time.time()), LAST_SECOND)
         if second != self._second:
             self._second = second
             date = formatdate(second, usegmt=True).encode()  # RFC 9110 §5.6.7
