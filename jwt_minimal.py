@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __version__ = "1.0.0"
 Object = dict[str, Any]  # a JSON object
 
-# Node, and jwksd/httpd here, accept 16 KiB of request head: no longer token reaches a server.
+# Node, and jwksd/httpd here, accept 16 KiB of request head: a longer token reaches no server.
 MAX_TOKEN = 16 * 1024
 # Python's JSON reader recurses and gives up near 1000 levels: stay well below.
 MAX_BRACKETS = 500
@@ -155,7 +155,7 @@ def parse_object(raw: bytes) -> Object:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> Object:
-    if len(members := dict(pairs)) != len(pairs):  # RFC 7515 §4: two readers, two tokens
+    if len(members := dict(pairs)) != len(pairs):  # RFC 7515 §4: two programs could read two values
         raise ValueError("a member occurs twice")
     return members
 
@@ -163,7 +163,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> Object:
 # ---- issuing ----
 def sign(header: Object, payload: bytes, private_key: RSAPrivateKey) -> str:
     """A compact JWS (RFC 7515 §3.1): the header as given, any payload, signed with RS256."""
-    return _seal(b64url_encode(_compact_json(header).encode("utf-8")), payload, private_key)
+    return _signed(b64url_encode(_compact_json(header).encode("utf-8")), payload, private_key)
 
 
 def encode(claims: Object, private_key: RSAPrivateKey, kid: str) -> str:
@@ -173,7 +173,7 @@ def encode(claims: Object, private_key: RSAPrivateKey, kid: str) -> str:
         payload = _sorted_json(claims).encode("utf-8")
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidClaim(f"not expressible in JSON: {error}") from None
-    return _seal(_header_segment(kid), payload, private_key)
+    return _signed(_header_segment(kid), payload, private_key)
 
 
 @lru_cache(maxsize=16)  # few keys sign at a time, and all tokens of a key have the same header
@@ -181,7 +181,7 @@ def _header_segment(kid: str) -> str:
     return b64url_encode(_compact_json({"alg": "RS256", "typ": "JWT", "kid": kid}).encode("utf-8"))
 
 
-def _seal(header_segment: str, payload: bytes, private_key: RSAPrivateKey) -> str:
+def _signed(header_segment: str, payload: bytes, private_key: RSAPrivateKey) -> str:
     signing_input = header_segment + "." + b64url_encode(payload)
     signature = private_key.sign(signing_input.encode("ascii"), *_rs256())
     return signing_input + "." + b64url_encode(signature)
@@ -465,12 +465,12 @@ def _opened(token: str, jwks: Object) -> Rows:
         n, e = rsa_numbers(find_key(header, jwks))
     except InvalidToken:
         return rows  # the verdict says why
-    sealed, needed = open_signature(signature, n, e), padded_hash(message, n)
-    rows += [(f"  opened: signature^{e} mod n, {len(sealed)} octets", "")]
+    opened, needed = open_signature(signature, n, e), padded_hash(message, n)
+    rows += [(f"  opened: signature^{e} mod n, {len(opened)} octets", "")]
     parts = {"start": 2, "padding": len(needed) - 54, "end": 1, "DigestInfo": 19, "SHA-256": 32}
     for name, size in parts.items():
-        digits, fits = sealed[:size].hex(), sealed[:size] == needed[:size]
-        sealed, needed = sealed[size:], needed[size:]
+        digits, fits = opened[:size].hex(), opened[:size] == needed[:size]
+        opened, needed = opened[size:], needed[size:]
         rows += [(f"  {name:11}  {digits[:64]}{'' if fits else '  <- differs'}", CYAN)]
         rows += [(" " * 15 + digits[at : at + 64], CYAN) for at in range(64, len(digits), 64)]
     return rows

@@ -275,19 +275,19 @@ class App:
         `more` are claims of the account; they never take the place of ours.
         """
         ttl = int(self.settings.token_ttl)
-        now = key.exp - ttl if expired else int(self.clock())
-        since = now - int(self.settings.backdate)  # verifiers' clocks are behind
+        issued = key.exp - ttl if expired else int(self.clock())
+        since = issued - int(self.settings.backdate)  # verifiers' clocks are behind
         claims: dict[str, Any] = {
             "iss": self.issuer,
             "sub": subject,
             "iat": since,
             "nbf": since,
-            "exp": min(now + ttl, key.exp),
+            "exp": min(issued + ttl, key.exp),
             "jti": str(uuid.uuid4()),
         }
-        if audience:  # unasked it breaks clients that expect none
+        if audience:  # only if configured: some clients refuse one that they do not expect
             claims["aud"] = audience[0] if len(audience) == 1 else list(audience)
-        return {**claims, **{name: more[name] for name in more.keys() - claims.keys()}}
+        return {**more, **claims}
 
     def jwks(self, request: Request) -> Answer:
         """GET /.well-known/jwks.json: the public keys (RFC 7517 §5)."""

@@ -40,6 +40,7 @@ def room_of(name: str) -> str:
     return parts[1] if parts[0] == "jwksd" and len(parts) > 1 else parts[0]
 
 
+@cache
 def imports(source: str) -> set[str]:
     """The dotted names that a source imports, wherever in the file."""
     found: set[str] = set()
@@ -61,7 +62,9 @@ def files_that(pattern: str) -> set[str]:
 
 
 @cache
+@cache
 def code(source: str) -> str:
+    """The text of a source without docstrings and comments."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):

@@ -39,7 +39,8 @@ def is_defined(name: str, modules: list[ModuleType]) -> bool:
         value: object = found
         for part in name.split("."):
             value = getattr(value, part, None)
-        if value is not None:
+        # What a module only imports stands in another file.
+        if value is not None and getattr(value, "__module__", found.__name__) == found.__name__:
             return True
     return False
 

@@ -84,7 +84,7 @@ def unbounded_verify(message: bytes, signature: bytes, n: int, e: int) -> bool:
 
 
 def spaced_sign(header: Any, payload: bytes, private_key: Any) -> str:
-    return jwt_minimal._seal(
+    return jwt_minimal._signed(
         jwt_minimal.b64url_encode(json.dumps(header).encode() + b" "), payload, private_key
     )
 

@@ -48,11 +48,12 @@ def code_of(name: str, file: str) -> CodeType:
     for part in name.split("."):
         found = getattr(found, part)
     code: CodeType = found.__code__
+    assert code.co_filename.endswith(f"{file}.py"), f"{name} is not in {file}.py"
     return code
 
 
-READY = code_of("Handler.ready", "jwksd/httpd/loop")
-ADVANCE = code_of("Handler.advance", "jwksd/httpd/loop")
+READY = code_of("Handler.ready", "jwksd/httpd/connection")
+ADVANCE = code_of("Handler.advance", "jwksd/httpd/connection")
 CARRY_OUT = code_of("Workers._carry_out", "jwksd/httpd/workers")
 GATHER = code_of("gather", "jwksd/store/database")
 SETTLE = code_of("Job.settle", "jwksd/store/database")

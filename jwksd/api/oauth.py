@@ -1,6 +1,6 @@
 """What a request for a token asks: plain credentials, or a grant of OAuth 2 (RFC 6749).
 
-    {"username", "password"} or HTTP Basic      the course's way: no grant_type, nothing of OAuth
+    {"username", "password"} or HTTP Basic      the plain way: no grant_type, nothing of OAuth
     grant_type=password            §4.3         the user in the body; a public client, or none
     grant_type=client_credentials  §4.4         the account is the client: Basic, or in the body
 

@@ -354,7 +354,7 @@ class Accounts:
         return name, self._hash(password), email, utc_text(self._clock())
 
     def insert(self, account: tuple[str | None, ...], future: Future[T], result: T) -> None:
-        """Create it. Returns at once; Then `future` gives `result`, or raises NameTaken."""
+        """Create it. Returns at once; then `future` gives `result`, or raises NameTaken."""
         self._database.append(write_accounts, account, future, result)
 
     # -- the operator's commands
@@ -392,8 +392,9 @@ class Accounts:
 
         `free` lets somebody else have the name: tokens that the account holds then speak for them.
 
-        It ends at once. Its rows may be millions, so they are gone through in small commits before
-        the row of the account leaves; interrupted, it goes on when it is called again.
+        Logins of the account end at once. Its rows may be millions, so they are gone through in
+        small commits before the row of the account leaves; interrupted, it goes on when it is
+        called again.
 
         Raises:
             UnknownUser: there is no such account.

@@ -314,7 +314,7 @@ class Claims(unittest.TestCase):
         self.assertEqual(jwt_minimal.decode(theirs, JWKS), claims)
 
     dates = st.integers(-100, 100).map(lambda seconds: NOW + seconds) | st.sampled_from(
-        [0, -1, NOW + 0.5, str(NOW + 9), True, None, 10**20, ...]
+        [0, -1, NOW + 2.5, str(NOW + 9), True, None, 10**20, ...]  # PyJWT rounds fractions down
     )
     texts = st.sampled_from(["us", "they", 7, None, ["us"], ["they", "us"], [], ["us", 1], ...])
 
