@@ -164,12 +164,12 @@ def users_delete(place: Installation, options: argparse.Namespace) -> Lines:
     users = place.accounts()
     name = users.stored_name(options.name)
     try:
-        users.delete(name)
+        users.delete(name, free=options.free)
     except accounts.UnknownUser:
         if not options.free:
             raise
-    if options.free:
         users.free(name)
+    if options.free:
         tell("a new account may have the name: tokens that the old one holds then speak for it")
     return []
 

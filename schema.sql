@@ -25,7 +25,7 @@ CREATE TABLE IF NOT EXISTS users(
 -- Every name that is taken, as names are compared. A name whose account was deleted stays here,
 -- retired: tokens named it as their `sub`, which is never given to a second person.
 CREATE TABLE IF NOT EXISTS account_names(
-    folded TEXT PRIMARY KEY,                -- the username case-folded, then in NFKC
+    folded TEXT PRIMARY KEY,                -- the username in NFD, case-folded, in NFKC
     user_id INTEGER                         -- users.id; NULL for a retired name
 );
 CREATE INDEX IF NOT EXISTS account_names_user ON account_names(user_id);

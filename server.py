@@ -505,10 +505,14 @@ class Service:
         self._stopping = threading.Event()
         self._upkeep = threading.Thread(
             target=self.app.upkeep.run,
-            args=(self._stopping, self.certificate.read_if_wanted),
+            args=(self._stopping, self._every_second),
             name="upkeep",
             daemon=True,
         )
+
+    def _every_second(self) -> None:
+        self.certificate.read_if_wanted()
+        self.workers.expire()
 
     def run(self) -> None:
         """Serve until `stop`; then answer what is in flight, and close."""

@@ -9,13 +9,15 @@ from concurrent.futures import Future
 
 from jwksd.httpd import Overloaded, Workers
 from tests.httpd_live import settle
+from tests.support import Clock
 
 
 class LanesTest(unittest.TestCase):
     def setUp(self):
         self.made: list[str] = []
         self.gate, held = threading.Event(), threading.Event()
-        self.workers = Workers(1, queue_limit=6, queue_seconds=60.0)
+        self.clock = Clock(1000.0)
+        self.workers = Workers(1, queue_limit=6, queue_seconds=60.0, clock=self.clock)
         self.addCleanup(self.workers.stop, 10)
         self.addCleanup(self.gate.set)
         self.first = self.workers.submit(settle, self.hold(held))
@@ -50,6 +52,36 @@ class ThreeLanes(LanesTest):
             self.submit("late", lane=2, source="late")
         self.finish(self.submit("cheap", lane=0))
         self.assertEqual(self.made[0], "cheap")
+
+
+class ALaneBelow(LanesTest):
+    def test_refuses_what_has_waited_too_long_though_its_turn_never_came(self):
+        late = [self.submit(str(number), lane=2, source=str(number)) for number in range(3)]
+        cheap = self.submit("cheap", lane=0)
+        self.clock.advance(61.0)
+        self.workers.expire()
+        self.assertEqual([type(f.exception(0)).__name__ for f in late], ["Overloaded"] * 3)
+        self.assertEqual(self.workers.refused, 4)
+        fresh = self.submit("fresh", lane=2)
+        self.assertEqual(self.finish(cheap, fresh), ["Overloaded", "NoneType"])
+        self.assertEqual(self.made, ["fresh"])
+
+    def test_gets_a_tenth_of_the_time_while_those_above_never_end(self):
+        dear = [self.submit(f"dear{number}", lane=1, source="a") for number in range(2)]
+        for lane in self.workers._lanes:
+            lane.seconds = 1.0
+        cheap = [self.take_time(f"cheap{number}") for number in range(6)]
+        self.workers._lanes[0].seconds = 5.0
+        self.finish(*dear, *cheap)
+        self.assertLess(self.made.index("dear0"), self.made.index("cheap5"))
+        self.assertGreater(self.made.index("dear0"), self.made.index("cheap1"))
+
+    def take_time(self, name):
+        def call():
+            self.clock.advance(5.0)  # of which the lane below is owed half a second
+            self.made.append(name)
+
+        return self.workers.submit(settle, call, lane=0)
 
 
 class Sources(LanesTest):

@@ -22,7 +22,8 @@ COST = settings.hash_cost(CHEAPEST)
 class Folding(unittest.TestCase):
     def test_makes_one_of_what_people_take_for_one(self):
         for one, other in (("Alice", "alice"), ("STRASSE", "straße"), ("ΣΊΣΥΦΟΣ", "σίσυφος"),
-                           ("Ünal", "ünal"), ("K", "\u212a"), ("ﬁn", "fin")):  # fmt: skip
+                           ("Ünal", "ünal"), ("K", "\u212a"), ("ﬁn", "fin"),
+                           ("\u1fb7", "\u1fbc\u0342")):  # fmt: skip
             self.assertEqual(fold(one), fold(other), one)
 
     def test_keeps_apart_what_is_apart(self):
@@ -168,6 +169,25 @@ class ANameOfAnOlderVersion(TemporaryFolder):
         for name in ("BOB", "ÜNAL", "ALICE"):
             self.assertRaises(NameTaken, accounts.register, name, None)
         self.assertEqual(accounts.twins(), [("Ünal", "ünal")])
+
+    def test_is_entered_whatever_number_it_has(self):
+        accounts = self.open()
+        accounts.register("carol", None)
+        with contextlib.closing(sqlite3.connect(self.path)) as other, other:
+            other.execute("INSERT INTO users (id, username, password_hash) VALUES (99, 'z', '')")
+        accounts.register("dora", None)
+        with contextlib.closing(sqlite3.connect(self.path)) as other, other:
+            other.execute("INSERT INTO users (id, username, password_hash) VALUES (50, 'Zoë', '')")
+        self.assertRaises(NameTaken, self.open().register, "ZOË", None)
+
+    def test_that_is_no_text_is_no_reason_not_to_start(self):
+        with contextlib.closing(sqlite3.connect(self.path)) as other, other:
+            other.execute(
+                "INSERT INTO users (username, password_hash) VALUES (CAST(x'626fff' AS TEXT), '')"
+            )
+        accounts = self.open()
+        self.assertEqual(len(accounts.users()), 5)
+        self.assertRaises(NameTaken, accounts.register, "BOB", None)
 
     def test_is_entered_too_if_a_server_of_version_1_adds_it_meanwhile(self):
         with contextlib.closing(sqlite3.connect(self.path)) as old:

@@ -211,6 +211,7 @@ class TLSConnection:
     def shutdown(self, how: int) -> None:
         self._say_goodbye()
         self._tls = self._context = None  # what still comes is drained, not decrypted
+        self.unsent = b""  # or the draining would wait for it
         self._socket.shutdown(how)
 
     def close(self) -> None:

@@ -7,7 +7,8 @@
     thread: function(future, *arguments)      future: the one that `submit` returned
 
 Rules of this file:
-- A thread takes from the first lane that has a call: cheap calls never wait behind dear ones.
+- A thread takes from the first lane that has a call: cheap calls never wait behind dear ones. While
+  cheap calls never end, the lanes below still get a tenth of the time.
 - Within a lane sources take turns, so that one source with many calls delays only itself.
 - Nothing is accepted that could not be run. When a lane is full, the source with the most calls in
   it gives way. A call that waited too long is refused instead of being made when nobody waits any
@@ -30,7 +31,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from functools import partial
 from math import ceil
@@ -41,6 +42,7 @@ STEP_BACK = 5  # levels of niceness: a third of the loop's weight when both want
 LANES = 3  # in the order of what a call costs: from some 0.3 ms to 20 ms and a row on disk for ever
 QUEUE_LIMIT = 256  # calls in a lane: two cores hash 200 in the time that is waited for, one 100
 QUEUE_SECONDS = 2.0  # a call that waits longer for a thread is refused
+SHARE = 0.1  # of the time that the lanes above take, for a lane that waits: it is never starved
 LATEST = 0.1  # the weight of the last call in the running mean of what a call takes
 
 
@@ -68,11 +70,23 @@ class Lane:
         self._waiting: OrderedDict[str, deque[Work]] = OrderedDict()
         self.size = 0
         self.seconds = 0.0  # what a call took in the mean, lately
+        self.owed = 0.0  # seconds of a thread, while the lanes above take them all
 
     def put(self, source: str, work: Work) -> None:
         """Add a call behind the others of its source."""
         self._waiting.setdefault(source, deque()).append(work)
         self.size += 1
+
+    def expire(self, now: float) -> list[Work]:
+        """Take out the calls that have waited too long."""
+        late: list[Work] = []
+        for source, calls in list(self._waiting.items()):
+            while calls and calls[0].until < now:
+                late.append(calls.popleft())
+            if not calls:
+                del self._waiting[source]
+        self.size -= len(late)
+        return late
 
     def take(self) -> Work:
         """The call whose turn it is; its source goes to the end."""
@@ -150,8 +164,22 @@ class Workers:
         if displaced is None:
             self._turns.put(True)
         else:
-            displaced.future.set_exception(self._overloaded(self._lanes[lane]))
+            settle(displaced.future, self._overloaded(self._lanes[lane]))
         return future
+
+    def expire(self) -> None:
+        """Refuse what has waited too long in any lane; to be called every second or so.
+
+        A thread looks at a call only when its turn has come, and in a lane below that may be late.
+        """
+        now = self._clock()
+        for lane in self._lanes:
+            with self._lock:
+                late = lane.expire(now)
+                self.refused += len(late)
+                refusal = self._overloaded(lane)
+            for work in late:
+                settle(work.future, refusal)
 
     def stop(self, seconds: float) -> None:
         """Let the threads finish what they are at, and wait for that so long."""
@@ -180,8 +208,10 @@ class Workers:
         return displaced
 
     def _overloaded(self, lane: Lane) -> Overloaded:
-        """A refusal that says when the calls that wait in the lane will have been made."""
-        return Overloaded(max(1, ceil(lane.size * lane.seconds / max(1, len(self._threads)))))
+        """A refusal that says when the calls that go first will have been made."""
+        above = self._lanes[: self._lanes.index(lane) + 1]
+        seconds = sum(each.size * each.seconds for each in above)
+        return Overloaded(max(1, ceil(seconds / max(1, len(self._threads)))))
 
     def _add_thread(self) -> None:
         if len(self._threads) < self._most:
@@ -194,9 +224,18 @@ class Workers:
         step_back()
         while self._turns.get():
             with self._lock:
-                lane = next(lane for lane in self._lanes if lane.size)
-                work = lane.take()
-            self._carry_out(lane, work)
+                lane = self._choose()
+                work = lane.take() if lane is not None else None  # it has expired meanwhile
+            if lane is not None and work is not None:
+                self._carry_out(lane, work)
+
+    def _choose(self) -> Lane | None:
+        """The lane whose turn it is: the first that has a call, or one that is owed its share."""
+        for lane in reversed(self._lanes):
+            if lane.size and lane.owed > lane.seconds:
+                lane.owed -= lane.seconds
+                return lane
+        return next((lane for lane in self._lanes if lane.size), None)
 
     def _carry_out(self, lane: Lane, work: Work) -> None:
         start = self._clock()
@@ -204,9 +243,19 @@ class Workers:
             if start > work.until:
                 raise self._late(lane)
             work.call()
-            lane.took(self._clock() - start)
-        except BaseException as failure:
-            work.future.set_exception(failure)
+        except Exception as failure:
+            settle(work.future, failure)
+        except BaseException as failure:  # of a library: it must end neither a thread nor the loop
+            settle(work.future, RuntimeError(type(failure).__name__))
+        else:
+            self._count(lane, self._clock() - start)
+
+    def _count(self, lane: Lane, seconds: float) -> None:
+        """Learn what a call took; the lanes below that wait are owed a share of it."""
+        with self._lock:
+            lane.took(seconds)
+            for below in self._lanes[self._lanes.index(lane) + 1 :]:
+                below.owed = below.owed + SHARE * seconds if below.size else 0.0
 
     def _late(self, lane: Lane) -> Overloaded:
         with self._lock:
@@ -214,16 +263,21 @@ class Workers:
             return self._overloaded(lane)
 
 
+def settle(future: Future[Any], failure: Exception) -> None:
+    """Let a Future raise this, unless it has an outcome already."""
+    with suppress(InvalidStateError):
+        future.set_exception(failure)
+
+
 def then(future: Future[Any], function: Callable[[Any], Any]) -> Future[Any]:
     """A Future of what the function makes of the result of another one."""
     made: Future[Any] = Future()
 
     def apply(done: Future[Any]) -> None:
-        failure = done.exception()
-        if failure is None:
+        try:
             made.set_result(function(done.result()))
-        else:
-            made.set_exception(failure)
+        except Exception as failure:
+            settle(made, failure)
 
     future.add_done_callback(apply)
     return made

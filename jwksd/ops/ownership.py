@@ -37,7 +37,7 @@ def _why_not(path: Path) -> str | None:
         entry, file, folder = os.lstat(path), os.stat(path), os.stat(path.parent)
     except OSError:  # absent, or for whoever opens it to complain about
         return None
-    open_folder = bool(folder.st_mode & stat.S_IWOTH)
+    open_folder = bool(folder.st_mode & (stat.S_IWOTH | stat.S_IWGRP))
     trusted = {0, os.geteuid()} | (set() if open_folder else {folder.st_uid})
     for owner in (entry.st_uid, file.st_uid):
         if owner not in trusted:
@@ -46,5 +46,5 @@ def _why_not(path: Path) -> str | None:
                 "in it: remove it, or chown it to the server's user if it is yours"
             )
     if open_folder and file.st_mode & stat.S_IWOTH:
-        return f"{path} can be written by anybody, in a folder that anybody may write: chmod 600 it"
+        return f"{path} can be written by anybody, in a folder that others may write: chmod 600 it"
     return None

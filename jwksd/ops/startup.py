@@ -66,7 +66,7 @@ def open_database(path: str) -> SQLite:
     except Unavailable as trouble:
         database.close()
         raise CannotOpen(str(trouble)) from trouble
-    except CannotOpen:
+    except BaseException:
         database.close()
         raise
     return database

@@ -24,7 +24,7 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from queue import Empty, SimpleQueue
 from time import sleep
 from typing import Any, Callable, NamedTuple, Protocol, TypeVar, Union
@@ -188,10 +188,11 @@ class Job:
 
 def settle(entry: Entry, error: Exception | None) -> None:
     """Let the Future of an entry have its outcome."""
-    if error is None:
-        entry.future.set_result(entry.result)
-    else:
-        entry.future.set_exception(error)
+    with contextlib.suppress(InvalidStateError):  # it has an outcome: nobody waits for this one
+        if error is None:
+            entry.future.set_result(entry.result)
+        else:
+            entry.future.set_exception(error)
 
 
 class Writer:

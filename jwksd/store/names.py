@@ -43,7 +43,8 @@ def fold(name: str) -> str:
 
 
 def _folded(name: str) -> str:
-    return unicodedata.normalize("NFKC", name.casefold())
+    # Unicode D145: decomposed first, so that marks in another order or place make no difference.
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFD", name).casefold())
 
 
 class Malformed(ValueError):

@@ -30,6 +30,7 @@ from typing import Any, Callable, TypeVar
 import jwksd
 from jwksd.store.database import (
     CannotOpen,
+    Connection,
     Database,
     Job,
     Unavailable,
@@ -122,7 +123,7 @@ class SQLite(Database):
         Raises:
             Unavailable: it does not.
         """
-        self.write(lambda connection: connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}"))
+        self.write(_rewrite_version)
 
     def stamp(self) -> object:
         """A value that differs from an earlier one on this thread if the file changed in between.
@@ -273,6 +274,12 @@ class SQLite(Database):
             self._connection.execute("ROLLBACK TO job")
             job.error = _as_unavailable(error)
         self._connection.execute("RELEASE job")
+
+
+def _rewrite_version(connection: Connection) -> None:
+    """Write the version that the file has: a newer server may have raised it."""
+    ((version,),) = connection.execute("PRAGMA user_version")
+    connection.execute(f"PRAGMA user_version={int(version)}")
 
 
 class ReadOnly(Database):
