@@ -628,6 +628,7 @@ class Issuer:
         """Stop the server and remove its files. May be called twice."""
         self._service.stop()
         self._thread.join()
+        self._service.app.database.close()  # what this thread has opened of it
         self._directory.cleanup()
 
     def __enter__(self) -> Issuer:

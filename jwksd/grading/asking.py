@@ -131,10 +131,13 @@ def exchange(url: str, request: Asked, address: str, patience: float) -> Answer:
             sock.sendall("\r\n".join([*lines, "", ""]).encode() + (request.body or b""))
         reader = Reader(Wire(sock, deadline))
         response = http.client.HTTPResponse(reader, method=request.method)  # type: ignore[arg-type]
-        response.begin()
-        body = response.read() if request.method != "HEAD" else rest(reader)
-        found = {name.lower(): value for name, value in response.getheaders()}
-        return Answer("", response.status, found, body)
+        try:
+            response.begin()
+            body = response.read() if request.method != "HEAD" else rest(reader)
+            found = {name.lower(): value for name, value in response.getheaders()}
+            return Answer("", response.status, found, body)
+        finally:
+            response.fp = None  # type: ignore[assignment]  # else its end would flush what is closed
 
 
 def rest(reader: Reader) -> bytes:

@@ -160,9 +160,12 @@ class SQLite(Database):
     def close(self) -> None:
         """Write what is queued, then close the connections. May be called twice.
 
-        The connection of another thread that still runs goes with that thread: to close it while
-        it reads would crash the process.
+        The connection of another thread that still runs goes with that thread, or when that calls
+        this, too: to close it while it reads would crash the process.
         """
+        own: sqlite3.Connection | None = self._local.__dict__.pop("connection", None)
+        if own is not None:
+            own.close()
         with self._lock:
             if self._closed:
                 return
