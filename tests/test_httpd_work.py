@@ -21,6 +21,7 @@ from jwksd.httpd.parser import STEPS, Parser, keeps_alive
 from jwksd.httpd.places import Shares, Turns
 from jwksd.httpd.tls import EMPTY_RECORDS, RECORDS, TLSConnection, WantsToWrite, tls_context
 from tests.httpd_live import GET, LiveServer, wait_until
+from tests.support import Clock
 from tests.test_httpd_tls import make_certificate
 
 CHUNKED = b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -230,12 +231,17 @@ class Records(unittest.TestCase):
         self.assertEqual(len(self.peer.tls.read(100_000)), 16_384)
 
     def test_without_content_end_the_connection(self) -> None:
-        with LiveServer(tls=self.files) as server, server.connect() as client:
+        clock = Clock(1000.0)
+        with LiveServer(tls=self.files, clock=clock) as server, server.connect() as client:
             records = KeyUpdates(client.connection)
             client.send(b"".join(islice(records, EMPTY_RECORDS)))
             self.assertTrue(wait_until(lambda: taken_in(server)))
             self.assertEqual(server.stats.connections_open, 1)
             client.send(next(records))
+            self.assertTrue(
+                client.is_closed()
+            )  # it is told so at once, and forgotten after a while
+            server.pass_time(Limits().linger + 1)
             self.assertTrue(wait_until(lambda: server.stats.connections_open == 0))
 
 

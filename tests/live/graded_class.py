@@ -14,8 +14,8 @@ from pathlib import Path
 
 import grade
 from jwksd.grading import sandbox
+from tests.live.grading import FLAWS
 from tests.support import ROOT
-from tests.test_grading import FLAWS
 
 CLASS = Path(__file__).parent / "class"
 RUBRICS = ROOT / "docs" / "rubrics"

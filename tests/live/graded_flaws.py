@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import unittest
 
-from tests import test_grading
+from tests.live import grading
 
 
-class EachFlaw(test_grading.Grading):
+class EachFlaw(grading.Grading):
     """One run of all checks for each: too long for the fast tests."""
 
     def test_is_found_once_and_said_in_one_sentence(self):
-        for name, check, flaw in test_grading.FLAWS:
+        for name, check, flaw in grading.FLAWS:
             with self.subTest(flaw=name):
                 failed = self.grade(flaw)
                 self.assertEqual(set(failed), {check}, "\n".join(failed.values()))
                 self.assertSentences(failed)
 
 
-class EachVariation(test_grading.Grading):
+class EachVariation(grading.Grading):
     def test_costs_nothing(self):
-        for name, change in test_grading.VARIATIONS:
+        for name, change in grading.VARIATIONS:
             with self.subTest(variation=name):
                 self.assertEqual(self.grade(change), {})
 

@@ -1,6 +1,6 @@
 """Our server behind a proxy that spoils its answers: `python submission.py PORT FLAW`.
 
-FLAW is a name of tests.test_grading.FLAWS, or `none`. PYTHONPATH leads to the project.
+FLAW is a name of tests.live.grading.FLAWS, or `none`. PYTHONPATH leads to the project.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import server
 from jwksd.grading.asking import Asked
+from tests.live.grading import FLAWS, Said
 from tests.support import CHEAPEST
-from tests.test_grading import FLAWS, Said
 
 KEPT = ("Content-Type", "Authorization", "If-None-Match", "Origin")
 PORT, NAME = int(sys.argv[1]), sys.argv[2]
