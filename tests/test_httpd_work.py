@@ -17,6 +17,7 @@ from typing import Any
 from bench.hostile import KeyUpdates
 from jwksd.api.answers import etag_matches
 from jwksd.httpd import Limits
+from jwksd.httpd.connection import LINGER
 from jwksd.httpd.parser import STEPS, Parser, keeps_alive
 from jwksd.httpd.places import Shares, Turns
 from jwksd.httpd.tls import EMPTY_RECORDS, RECORDS, TLSConnection, WantsToWrite, tls_context
@@ -239,8 +240,8 @@ class Records(unittest.TestCase):
             self.assertEqual(server.stats.connections_open, 1)
             client.send(next(records))
             self.assertTrue(
-                client.is_closed()
-            )  # it is told so at once, and forgotten after a while
+                wait_until(lambda: {it.phase for it in server._connections} == {LINGER})
+            )
             server.pass_time(Limits().linger + 1)
             self.assertTrue(wait_until(lambda: server.stats.connections_open == 0))
 
