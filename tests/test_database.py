@@ -7,7 +7,6 @@ import os
 import sqlite3
 import stat
 import threading
-import time
 import unittest
 from concurrent.futures import Future
 from unittest import mock
@@ -314,23 +313,6 @@ class Writing(TemporaryFolder):
         other.execute("COMMIT")
         db.write(insert("b"))
         self.assertEqual(db.read("SELECT request_ip FROM auth_logs"), [("b",)])
-
-    def test_a_lock_held_on_and_on_is_not_waited_for_by_every_job_in_turn(self):
-        db = self.open_database(busy_seconds=1.0)
-        other = sqlite3.connect(self.path, isolation_level=None)
-        self.addCleanup(other.close)
-        other.execute("BEGIN IMMEDIATE")
-        start, refused = time.monotonic(), 0
-        for _ in range(10):
-            try:
-                db.write(insert("a"))
-            except Unavailable:
-                refused += 1
-        waited = time.monotonic() - start
-        other.execute("COMMIT")
-        db.write(insert("b"))
-        self.assertEqual(refused, 10)
-        self.assertLess(waited, 10 * 1.0, "ten in turn")
 
     def test_nothing_is_acknowledged_into_a_file_that_was_deleted(self):
         db = self.open_database()

@@ -16,8 +16,8 @@ from bench import rotation_plan
 from bench.rotation_plan import CLIENTS, Client, Issuer, Verifier
 from jwksd.ops.upkeep import Upkeep
 from jwksd.store import keystore
-from jwksd.store.keystore import KeyStore, Policy
-from tests.support import ROOT, Clock, TemporaryFolder, some_key
+from jwksd.store.keystore import Policy
+from tests.support import ROOT
 
 SLOWEST = 2.0  # s between the moment a key is due and the moment it is published
 
@@ -88,17 +88,6 @@ class World:
 
 
 class Simulated(unittest.TestCase):
-    def test_no_client_ever_refuses_a_good_token(self):
-        rotations = 0
-        for seed in range(120):
-            rng = random.Random(seed)
-            clients = tuple(rng.sample(CLIENTS, 3))
-            policy = some_policy(rng, max(client.needs for client in clients))
-            world = World(rng, policy, clients).run(80)
-            rotations += world.issuer.made
-            self.assertEqual(world.refused, [], f"seed {seed}, {policy}")
-        self.assertGreaterEqual(rotations, 9000)
-
     def test_a_lead_shorter_than_a_client_needs_is_found_out(self):
         for client in CLIENTS:
             if client.max_age or client.needs < 30:
@@ -223,50 +212,6 @@ class TheOperatorsPage(unittest.TestCase):
         for command in commands:
             with self.subTest(command=command):
                 self.assertTrue(callable(admin.make_parser().parse_args(command.split()).run))
-
-
-class TheRealStore(TemporaryFolder):
-    """The same with the keystore itself, its table, its seals, and starts in between."""
-
-    def test_hundreds_of_rotations_are_not_noticed(self):
-        rng, clock = random.Random(7), Clock()
-        policy = Policy(token_ttl=60, skew=10, lifetime=400, lead=120, retention=500)
-        database, numbers = self.open_database(), iter(range(10_000))
-
-        def open_store() -> KeyStore:
-            store = KeyStore(database, b"secret of the test", policy, log=self.fail, clock=clock)
-            store.open()
-            store.make_due()
-            return store
-
-        copies: list[tuple[float, set[str]]] = []
-        seen: set[tuple[str, int]] = set()
-        good: dict[str, float] = {}
-        with mock.patch.object(keystore, "generate", lambda: some_key(next(numbers) % 9)):
-            store = open_store()
-            while len(seen) < 150:
-                clock.advance(rng.choice((1, 5, 17)))
-                if rng.random() < 0.02:
-                    clock.advance(rng.choice((10, 100)))
-                    store = open_store()
-                store.make_due()
-                store.prune()
-                copies.append((clock.now, {key.kid for key in store.published().keys}))
-                signing = store.signing_key()
-                seen.add((signing.kid, signing.exp))
-                good[signing.kid] = clock.now + policy.token_ttl
-                copies = [copy for copy in copies if copy[0] >= clock.now - 100]
-                for kid, exp in good.items():
-                    if exp > clock.now:
-                        # The copy is 100 s old at the most: younger than the lead.
-                        self.assertIn(kid, copies[-1][1])
-                self.assertIn(signing.kid, copies[0][1] | self.at_start(copies))
-        self.assertLess(len(store.listing()), 12)
-
-    @staticmethod
-    def at_start(copies: list[tuple[float, set[str]]]) -> set[str]:
-        """After an outage longer than its age a copy is fetched anew."""
-        return copies[-1][1] if len(copies) == 1 else set()
 
 
 class TheUpkeepThread(unittest.TestCase):

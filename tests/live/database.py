@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
+import time
 import unittest
 
+from jwksd.store.database import Unavailable
 from tests.support import ROOT, TemporaryFolder
+from tests.test_database import insert
 
 
 class Closing(TemporaryFolder):
@@ -42,6 +46,25 @@ for _ in range(30):
             cwd=ROOT, capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         self.assertEqual(run.returncode, 0, run.stderr)
+
+
+class ALock(TemporaryFolder):
+    def test_a_lock_held_on_and_on_is_not_waited_for_by_every_job_in_turn(self):
+        db = self.open_database(busy_seconds=1.0)
+        other = sqlite3.connect(self.path, isolation_level=None)
+        self.addCleanup(other.close)
+        other.execute("BEGIN IMMEDIATE")
+        start, refused = time.monotonic(), 0
+        for _ in range(10):
+            try:
+                db.write(insert("a"))
+            except Unavailable:
+                refused += 1
+        waited = time.monotonic() - start
+        other.execute("COMMIT")
+        db.write(insert("b"))
+        self.assertEqual(refused, 10)
+        self.assertLess(waited, 10 * 1.0, "ten in turn")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import json
 import unittest
 from typing import Any
 
+import jwt_minimal
 from tests import jwt_refusals as vectors
 from tests.test_jwt_docs import (
     changed,
@@ -24,6 +25,11 @@ from tests.test_jwt_docs import (
 
 
 class Exercises(unittest.TestCase):
+    def test_jwt_minimal_itself_passes_every_step(self) -> None:
+        for step in range(1, 7):
+            with self.subTest(step):
+                self.assertTrue(passes(step, jwt_minimal))
+
     def test_each_step_fails_a_file_with_the_hole_it_is_about(self) -> None:
         holes: list[tuple[int, dict[str, Any]]] = [
             (1, {"b64url_decode": lenient_b64url_decode}),
