@@ -83,10 +83,13 @@ class Room(unittest.TestCase):
             self.assertEqual(server.stats.gave_way, 1)
 
     def test_is_short_for_unfinished_requests_once_it_is_crowded(self) -> None:
-        limits = LIMITS._replace(head_time=60.0, body_time=60.0, head_full=0.05, body_full=0.05)
         for unfinished in (GET[:-2], post("/echo", b"abc")[:-1]):
-            with LiveServer(max_connections=1, limits=limits) as server, server.connect() as slow:
+            crowded = LiveServer(max_connections=1, clock=Clock(1000.0))
+            with crowded as server, server.connect() as slow:
                 slow.send(unfinished)
+                octets = len(unfinished)
+                self.assertTrue(wait_until(lambda octets=octets: arrived(server) == octets))
+                server.pass_time(LIMITS.head_full + 1)
                 self.assertEqual(statuses(slow.rest()), [408])
 
     def test_of_a_proxy_is_that_of_the_clients_that_it_names(self) -> None:
