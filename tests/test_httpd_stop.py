@@ -46,7 +46,7 @@ class Stopping(unittest.TestCase):
             self.addCleanup(gate.set)
             with server.connect() as client:
                 client.send(post("/later", b""))
-                self.assertTrue(wait_until(lambda: server.seen))
+                self.assertTrue(server.held.wait(PATIENCE))  # else it would have waited too long
                 server.stop()
                 self.assertTrue(wait_until(lambda: server.stopping))
                 server.pass_time(LIMITS.stop + 1)
