@@ -233,7 +233,7 @@ class App:
         except oauth.GrantError as failure:
             self.log_attempt(client, "invalid_scope", user, answer, self.refusal(failure))
             return
-        with self.accounts.about_to_record():
+        with self.database.expect():
             claims = self.claims(user.name, key, expired, audience, more)
             token = jwt_minimal.encode(claims, key.private_key, key.kid)
             response = answers.token_response(

@@ -78,7 +78,7 @@ def try_all(folder: str) -> None:
 
 def close_off(folder: Path, mib: int) -> None:
     """Make the file system read-only, but for a file system of this size at the folder."""
-    # Whoever may make a user namespace is root in it, and may mount what fills the memory.
+    # A process that may make a user namespace is root in it, and may mount what fills the memory.
     Path("/proc/sys/user/max_user_namespaces").write_text("0", "ascii")
     attributes = struct.pack("QQQQ", MOUNT_ATTR_RDONLY, 0, 0, 0)
     arguments = (AT_FDCWD, b"/", AT_RECURSIVE, attributes, len(attributes))

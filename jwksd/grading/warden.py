@@ -189,7 +189,7 @@ class Warden:
 
 
 def copy(source: Path, target: Path, most: int) -> None:
-    """Copy a folder of files; links stay links, what is no file stays behind."""
+    """Copy a folder of files; links stay links, pipes and sockets are left out."""
     if not source.is_dir():
         raise OSError(f"there is no folder {source}")
     if sandbox.size(source) > most:

@@ -329,10 +329,6 @@ class Accounts:
         self._verified.remember(user, password)
         return user
 
-    def about_to_record(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, an attempt is being signed and recorded next: others wait to share its commit."""
-        return self._database.expect()
-
     def record(
         self, address: str, outcome: str, user: User | int | None, future: Future[T], result: T
     ) -> None:
