@@ -206,19 +206,13 @@ def log_rows(place: Installation, wanted: logins.Wanted, last: int | None, follo
     """The attempts, and those to come until Ctrl-C."""
     yield "time\taddress\toutcome\tuser"
     kept, stamp = place.logins(), object()
-    after = 0 if last is None else kept.before_last(wanted, last)
+    progress = logins.Progress(0 if last is None else kept.before_last(wanted, last))
     while True:
         # Looked at before the rows are: what is added meanwhile changes the next stamp.
         seen, stamp = stamp, place.database.stamp()
-        if stamp != seen:
-            newest = kept.newest_number()
-            # Somebody emptied the log, and its numbers may have begun anew.
-            after = after if after <= newest else 0
-            for row in kept.rows(wanted, after):
-                after = row.number
+        if stamp is None or stamp != seen:
+            for row in kept.newer(wanted, progress):
                 yield listed(row.time, row.address, row.outcome, row.user)
-            # Rows that are not wanted are not looked at again: the log may have millions.
-            after = max(after, newest)
         if not follow:
             return
         sys.stdout.flush()
@@ -439,7 +433,7 @@ def open_for(command: Command, path: str) -> Database:
     """
     if command is diagnose:  # opening it for good would make, migrate or refuse
         return ReadOnly(path)
-    if command not in FOUNDERS and not os.path.exists(path):
+    if command not in FOUNDERS and not startup.is_url(path) and not os.path.exists(path):
         raise CannotOpen(f"there is no database {path}: name it with --db")
     return startup.open_database(path)
 

@@ -503,12 +503,17 @@ class Service:
         self.supervisor = supervisor or httpd.Supervisor()
         self.certificate = certificate.Certificate(self.listener, self.supervisor, log)
         self._stopping = threading.Event()
-        self._upkeep = threading.Thread(
-            target=self.app.upkeep.run,
-            args=(self._stopping, self._every_second),
-            name="upkeep",
-            daemon=True,
-        )
+        chores: dict[Callable[..., None], Callable[..., None]] = {
+            self.app.upkeep.run: self._every_second
+        }
+        if self.app.database.shared and config.share_limits == "on":
+            chores[self.app.upkeep.learn] = self.app.limits["auth"].prime
+        self._chores = [
+            threading.Thread(
+                target=run, args=(self._stopping, also), name=run.__name__, daemon=True
+            )
+            for run, also in chores.items()
+        ]
 
     def _every_second(self) -> None:
         self.certificate.read_if_wanted()
@@ -516,14 +521,16 @@ class Service:
 
     def run(self) -> None:
         """Serve until `stop`; then answer what is in flight, and close."""
-        self._upkeep.start()
+        for chore in self._chores:
+            chore.start()
         self.supervisor.ready()
         try:
             self.http.serve_forever()
         finally:
             self._stopping.set()
             self.workers.stop(STOP_SECONDS)
-            self._upkeep.join(STOP_SECONDS)
+            for chore in self._chores:
+                chore.join(STOP_SECONDS)
             self.app.database.close()
 
     def stop(self) -> None:
@@ -546,13 +553,13 @@ def open_app(
     """The database, its keys and accounts, and the App on top."""
     if config.issuer is None and config.host in ("", "0.0.0.0", "::"):  # noqa: S104
         log(f"clients elsewhere cannot use the issuer {settings.default_issuer(url)}: set --issuer")
-    secret.check_given_secrets(environ)
+    secret.check_given_secrets(environ, shared=startup.is_url(config.db))
     try:
         database = startup.open_database(config.db)
     except CannotOpen as error:
         raise ConfigurationError(str(error)) from error
     try:
-        startup.warn_of_readers(database.path, log)
+        startup.warn_of_readers(config.db, log)
         current, previous = secret.load_secret(database, environ, log)
         keys = keystore.KeyStore(
             database, current, config.policy, previous=previous, log=log, clock=clock

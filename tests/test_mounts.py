@@ -41,7 +41,7 @@ class APlace(TemporaryFolder):
                 self.assertIn(kind, mounts.network(self.path, table) or "")
                 said: list[str] = []
                 with mock.patch.object(mounts, "table_of_this_system", lambda table=table: table):
-                    startup.warn_of_readers(self.path, said.append)
+                    startup.warn_of_readers(str(self.path), said.append)
                 self.assertEqual(len(said), 1)
 
     def test_above_which_another_file_system_lies_belongs_to_the_nearest(self):

@@ -23,6 +23,10 @@ from jwksd.store import keystore
 from jwksd.store.database import Database
 
 SECRET_BYTES = 32  # of a generated secret: 256 bits, nothing to guess
+NOT_GENERATED = (
+    "the secret must be given, the same to every server on the database: set NOT_MY_KEY or "
+    "NOT_MY_KEY_FILE"
+)
 SHORT_SECRET = 16  # bytes; fewer deserve a warning even behind Argon2id
 
 
@@ -41,6 +45,8 @@ def load_secret(
     secret, previous = find_secret(Path(database.name), environ, log)
     if secret is not None:
         return secret, previous
+    if database.shared:
+        raise ConfigurationError(NOT_GENERATED)
     path = generated_secret(Path(database.name))
     # Looked for again: another first start may have made both in between.
     if keystore.has_keys(database) and previous is None and not path.is_file():
@@ -83,14 +89,16 @@ def generated_secret(database: Path) -> Path:
     return Path(f"{database}.secret")
 
 
-def check_given_secrets(environ: Mapping[str, str]) -> None:
-    """Refuse a blank or unreadable secret before any file is touched.
+def check_given_secrets(environ: Mapping[str, str], *, shared: bool) -> None:
+    """Refuse a blank or unreadable secret before any file is touched; none, with a shared database.
 
     Raises:
         ConfigurationError: a variable is blank, or names a file that cannot be used.
     """
-    for name in ("NOT_MY_KEY", "NOT_MY_KEY_PREVIOUS"):
-        given_secret(name, dict(environ), lambda line: None)
+    names = "NOT_MY_KEY", "NOT_MY_KEY_PREVIOUS"
+    given = [given_secret(name, dict(environ), lambda line: None) for name in names]
+    if shared and given[0] is None:
+        raise ConfigurationError(NOT_GENERATED)
 
 
 def given_secret(

@@ -188,7 +188,9 @@ class Settings:
     socket_mode: int = setting(
         "660", file_mode, "MODE", "of the socket file with --host unix:PATH, octal"
     )
-    db: str = setting("totally_not_my_privateKeys.db", filled, "FILE", "the SQLite database")
+    db: str = setting(
+        "totally_not_my_privateKeys.db", filled, "FILE", "of SQLite, or postgresql://USER@HOST/NAME"
+    )
     auth_limit: tuple[ratelimit.Rule, ...] = setting(
         "5/minute", ratelimit.parse_limit, "COUNT/PERIOD", "of POST /auth by address, or off"
     )
@@ -197,6 +199,12 @@ class Settings:
     )
     limiter_sources: int = setting(
         "65536", positive, "COUNT", "addresses that each limiter remembers"
+    )
+    share_limits: str = setting(
+        "on",
+        one_of("on", "off"),
+        "on|off",
+        "count attempts at other servers on one database of PostgreSQL",
     )
     registration: str = setting(
         "open", one_of("open", "closed"), "open|closed", "whether POST /register is for anybody"

@@ -17,7 +17,7 @@ from jwksd import httpd
 from jwksd.ops import mounts, ownership
 from jwksd.ops.settings import ConfigurationError, Settings
 from jwksd.store import accounts, keystore
-from jwksd.store.database import CannotOpen, Connection, Unavailable
+from jwksd.store.database import CannotOpen, Database, Reading, Unavailable
 from jwksd.store.sqlite import SQLite
 
 
@@ -39,7 +39,7 @@ def listen(config: Settings) -> httpd.Listener:
         ) from error
 
 
-def require_ours(connection: Connection) -> None:
+def require_ours(connection: Reading) -> None:
     """Refuse a file of another program that we cannot go on with, before anything is written to it.
 
     Raises:
@@ -49,11 +49,50 @@ def require_ours(connection: Connection) -> None:
     accounts.require_no_twins(connection)
 
 
-def open_database(path: str) -> SQLite:
+def is_url(db: str) -> bool:
+    """Whether `--db` names a database of PostgreSQL; else it is a file."""
+    return db.startswith(("postgresql://", "postgres://"))
+
+
+def open_database(db: str) -> Database:
     """The database, if it is ours: by its owner and by what stands in it.
 
     Raises:
         CannotOpen: it is not, or cannot be used; the sentence says why and what to do.
+    """
+    database = open_postgres(db) if is_url(db) else open_file(db)
+    try:
+        accounts.enter_names(database)
+    except Unavailable as trouble:
+        database.close()
+        raise CannotOpen(str(trouble)) from trouble
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def open_postgres(url: str) -> Database:
+    """The database behind a URL.
+
+    Raises:
+        CannotOpen: it cannot be used, or its package is not there.
+    """
+    try:
+        from jwksd.store.postgres import PostgreSQL
+    except ImportError as missing:
+        raise CannotOpen(
+            f"--db names a database of PostgreSQL, which needs a package ({missing}): "
+            "pip install -r requirements-postgres.txt"
+        ) from missing
+    return PostgreSQL(url)
+
+
+def open_file(path: str) -> SQLite:
+    """The database in a file.
+
+    Raises:
+        CannotOpen: it is not ours, or cannot be used.
     """
     lost = mounts.lost_log(path, mounts.table_of_this_system())
     if lost is not None:
@@ -62,10 +101,6 @@ def open_database(path: str) -> SQLite:
     database = SQLite(path, accept=require_ours)
     try:
         require_own_files(path)  # somebody may have made one of them just before we did
-        accounts.enter_names(database)
-    except Unavailable as trouble:
-        database.close()
-        raise CannotOpen(str(trouble)) from trouble
     except BaseException:
         database.close()
         raise
@@ -83,11 +118,14 @@ def require_own_files(path: str) -> None:
         raise CannotOpen(stranger)
 
 
-def warn_of_readers(path: Path, log: Callable[[str], None]) -> None:
+def warn_of_readers(db: str, log: Callable[[str], None]) -> None:
     """Say so if others may read the file, or it lies where it may be damaged.
 
     We make it for ourselves, but leave one as we find it.
     """
+    if is_url(db):
+        return
+    path = Path(db).absolute()
     far = mounts.network(path, mounts.table_of_this_system())
     if far is not None:
         log(far)

@@ -3,6 +3,8 @@ changes by other processes noticed, and the operator is told once of each troubl
 
     loop      notice_changes     before the first request of a turn: was the database changed?
     thread    tick               every second: the keys that are due, and what is too old
+    thread    learn              each half second: the attempts that other servers logged
+    engine    keys_changed       where the database tells of changes by itself
 
 Rules of this file:
 - One task's failure neither ends the others nor the thread; the next tick tries again.
@@ -18,9 +20,11 @@ from typing import Callable
 from jwksd.httpd import where
 from jwksd.store.database import Database, Unavailable
 from jwksd.store.keystore import KeyStore
-from jwksd.store.logins import LoginLog
+from jwksd.store.logins import LoginLog, Progress
 
 TICK_SECONDS = 1.0  # between looks at the clock for keys that are due, unless one is due sooner
+LEARN_SECONDS = 0.5
+LEARNING = "reading the attempts at other servers"
 WRITING = "reading and writing the database"  # what a 503 of it is reported as
 
 
@@ -47,6 +51,7 @@ class Upkeep:
 
     def run(self, stopping: threading.Event, also: Callable[[], None]) -> None:
         """Tick until `stopping` is set, and call `also` after each tick."""
+        self._database.watch(self.keys_changed)
         wait = min(TICK_SECONDS, self._keys.due_in())
         while not stopping.wait(wait):
             was_due = not self._keys.due_in()
@@ -65,6 +70,26 @@ class Upkeep:
         self._attempt("rotation", self._make_due)
         self._attempt("retention of keys", self._keys.prune)
         self._attempt("retention of the log", lambda: self._logins.prune(self._log_retention))
+
+    def learn(
+        self, stopping: threading.Event, prime: Callable[[list[tuple[str, list[float]]]], None]
+    ) -> None:
+        """Have `prime` count the attempts at other servers on the database until `stopping` is set.
+
+        So a client has no more attempts than at one server, but for those of half a second.
+        """
+        progress: Progress | None = None
+        while not stopping.wait(LEARN_SECONDS):
+            try:
+                progress = progress or Progress(self._logins.newest_number())
+                prime(self._logins.others(progress))
+                self.report(LEARNING, None)
+            except Unavailable as trouble:
+                self.report(LEARNING, str(trouble))
+
+    def keys_changed(self) -> None:
+        """Load the keys; called on a thread of the database's."""
+        self._attempt("database", self._keys.refresh)
 
     def notice_changes(self) -> None:
         """Load the keys if another process has changed the database since the last call."""

@@ -36,7 +36,7 @@ from typing import Any, Callable, NamedTuple, TypeVar
 import argon2
 
 from jwksd.store import claims
-from jwksd.store.database import CannotOpen, Connection, Database
+from jwksd.store.database import CannotOpen, Connection, Database, Reading
 from jwksd.store.logins import Attempt, LoginLog, disown_newer, several, utc_text, write_log
 from jwksd.store.names import checked_name, fold
 
@@ -58,7 +58,7 @@ SELECT_USER = (  # the members of `User`
     "SELECT id, username, password_hash, claims FROM users LEFT JOIN account_claims ON user_id = id"
 )
 # Of a name: retired by us, or its account was deleted by another program.
-UNUSED = "(user_id IS NULL OR user_id NOT IN (SELECT id FROM users))"
+UNUSED = "(account_names.user_id IS NULL OR account_names.user_id NOT IN (SELECT id FROM users))"
 VERIFIED_ENTRIES = (
     65_536  # remembered verifications; about 40 MB when full, and the claims of their accounts
 )
@@ -148,14 +148,17 @@ def write_attempts(connection: Connection, attempts: Sequence[Attempt]) -> dict[
 def find_superseded(connection: Connection, attempts: Sequence[Attempt]) -> dict[int, Exception]:
     """Whose name or password was changed since it was verified, or whose account was deleted.
 
-    Nobody else writes within this transaction: what is true here is true at the commit.
+    Nobody else changes these accounts within this transaction: what is true here is true at the
+    commit.
     """
+    connection.lock("users", {attempt.user_id for attempt in attempts})
     proved = {attempt.user_id for attempt in attempts if attempt.proved is not None}
     current = {
         number: state
-        for number, *state in connection.execute(
-            f"{SELECT_USER} WHERE id IN ({several('?', proved)})",
-            [*proved],
+        for number, *state in (
+            connection.execute(f"{SELECT_USER} WHERE id IN ({several('?', proved)})", [*proved])
+            if proved
+            else ()
         )
     }
     return {
@@ -179,6 +182,13 @@ def write_users(connection: Connection, attempts: Sequence[Attempt]) -> None:
         "UPDATE users SET password_hash = ? WHERE id = ?",
         [(a.new_hash, a.user_id) for a in attempts if a.new_hash],
     )
+
+
+def numbers_of(connection: Connection, name: str) -> list[int]:
+    """The number of the account of this name, if there is one."""
+    return [
+        row[0] for row in connection.execute("SELECT id FROM users WHERE username = ?", (name,))
+    ]
 
 
 def write_accounts(
@@ -240,7 +250,7 @@ def is_text(name: object) -> bool:
         return False
 
 
-def require_no_twins(connection: Connection) -> None:
+def require_no_twins(connection: Reading) -> None:
     """Refuse a file without our indexes in which two accounts would be one for us.
 
     Raises:
@@ -354,11 +364,7 @@ class Accounts:
         """
         # Asked before the hash is paid for, so that taken names are refused cheaply; the unique
         # indexes decide if two come at the same time.
-        if self._database.read(
-            "SELECT 1 FROM users WHERE username = ? COLLATE NOCASE OR email = ? COLLATE NOCASE "
-            "UNION SELECT 1 FROM account_names WHERE folded = ?",
-            (name, email, fold(name)),
-        ):
+        if self._database.read(self._database.sql.taken, (name, email, fold(name))):
             raise NameTaken
         return name, self._hash(password), email, utc_text(self._clock())
 
@@ -413,6 +419,7 @@ class Accounts:
 
         def delete(connection: Connection) -> None:
             # Those that came meanwhile: no row names an account that does not exist.
+            connection.lock("users", numbers_of(connection, name))
             disown_newer(connection, name, newest)
             connection.execute("DELETE FROM users WHERE username = ?", (name,))
             connection.execute(
@@ -459,6 +466,7 @@ class Accounts:
         """
 
         def change(connection: Connection) -> dict[str, Any]:
+            connection.lock("users", numbers_of(connection, name))
             rows = connection.execute(f"{SELECT_USER} WHERE username = ?", (name,)).fetchall()
             if not rows:
                 raise UnknownUser(f"there is no user {name!r}")
@@ -515,10 +523,11 @@ class Accounts:
         # Grouped by algorithm and cost ($argon2id$v=19$m=...,t=...,p=...$), of which there are few.
         # The column may hold anything: other programs write this table, too.
         found = self._database.read(
-            "SELECT CASE WHEN hash GLOB '$argon2id$v=19$*' "
+            "SELECT CASE WHEN substr(hash, 1, 15) = '$argon2id$v=19$' "
             "THEN substr(hash, 1, 15 + instr(substr(hash, 16), '$')) END AS header, "
             "count(*), min(username) "
-            "FROM (SELECT CAST(password_hash AS TEXT) AS hash, username FROM users) GROUP BY header"
+            "FROM (SELECT CAST(password_hash AS TEXT) AS hash, username FROM users) AS stored "
+            "GROUP BY header"
         )
         usable = [row for row in found if row[0] and self._affordable(row[0] + "0")]
         unusable = [row for row in found if row not in usable]

@@ -23,11 +23,13 @@ import contextlib
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from queue import Empty, SimpleQueue
 from time import sleep
 from typing import Any, Callable, NamedTuple, Protocol, TypeVar, Union
+
+from jwksd.store.dialects import SQLITE, Dialect
 
 BATCH_JOBS = 256  # jobs in one commit at the most: bounds how long the first of them waits
 # A row waits 4 ms at the most for those that are about to come: 64 clients on two cores then have
@@ -59,11 +61,28 @@ class Cursor(Protocol):
         """The rows that it found, one by one."""
 
 
-class Connection(Protocol):
-    """What a job of the writer has to write with; the parameters of a statement are `?`."""
+class Reading(Protocol):
+    """What statements are carried out with; their parameters are `?`."""
 
     def execute(self, sql: str, parameters: Sequence[Any] = ..., /) -> Cursor:
         """Carry out one statement."""
+
+
+class Connection(Reading, Protocol):
+    """What a job of the writer has to write with."""
+
+    @property
+    def sql(self) -> Dialect:
+        """The statements that differ."""
+
+    def lock(self, table: str, numbers: Collection[int | None]) -> None:
+        """No other transaction changes the rows with these `id`s until this one has ended.
+
+        Rows that others just changed are waited for. What is read afterwards is their last state.
+        """
+
+    def overwrite(self) -> None:
+        """What this transaction deletes is overwritten, where the engine can do that."""
 
     def executemany(self, sql: str, parameters: Iterable[Sequence[Any]], /) -> Cursor:
         """Carry out one statement for each of several sets of parameters."""
@@ -77,6 +96,8 @@ class Database(ABC):
     """A database as the store sees it."""
 
     name: str  # how messages and the ready line name it; holds no password
+    shared = False  # whether servers on other machines write to it, too
+    sql: Dialect = SQLITE  # the statements that differ
 
     @abstractmethod
     def read(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
@@ -89,8 +110,9 @@ class Database(ABC):
     def write(self, job: Callable[[Connection], T]) -> T:
         """Run `job(connection)` in a transaction; return its result once it is durable.
 
-        `job` runs on the writer thread, must not block, and may raise: its changes are then undone
-        and the exception is raised here, without harm to what shares the commit.
+        No other job of `write` runs meanwhile, on any server. It must not block, may be run again
+        if the connection breaks, and may raise: its changes are then undone and the exception is
+        raised here, without harm to what shares the commit.
 
         Raises:
             Unavailable: it could not be committed. Nothing was changed.
@@ -103,7 +125,7 @@ class Database(ABC):
 
         self.append(write_rows, None, written, None)
         written.result()
-        return results[0]
+        return results[-1]
 
     @abstractmethod
     def append(self, write_rows: WriteRows, row: Any, future: Future[T], result: T) -> None:
@@ -119,13 +141,34 @@ class Database(ABC):
 
     @abstractmethod
     def stamp(self) -> object:
-        """A value that differs from an earlier one on this thread if the data changed in between.
+        """A value that differs from an earlier one on this thread if the data changed in between;
+        always None where `watch` tells of it instead.
 
         Costs a few microseconds: it is asked before the first request of a turn of the loop.
 
         Raises:
             Unavailable: the database is gone or was replaced, or could not be read.
         """
+
+    def watch(self, changed: Callable[[], None]) -> None:  # noqa: B027
+        """Call `changed` on a thread of the engine's once another process has changed the keys.
+
+        An engine whose `stamp` tells of changes never calls it.
+        """
+
+    def horizon(self) -> tuple[int, int] | None:
+        """The oldest transaction that has not ended, and the next to begin.
+
+        None where rows become visible in the order of their numbers.
+
+        Raises:
+            Unavailable: the database cannot be read.
+        """
+        return None
+
+    def own_writes(self) -> Collection[int]:
+        """The transactions of this server, as `sql.writer` gives them: the last few thousand."""
+        return ()
 
     @abstractmethod
     def moved(self) -> bool:

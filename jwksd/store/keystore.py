@@ -35,7 +35,7 @@ from typing import Any, Callable, NamedTuple, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from jwksd.store.database import CannotOpen, Connection, Database, Unavailable
+from jwksd.store.database import CannotOpen, Connection, Database, Reading, Unavailable
 from jwksd.store.sealing import SALT_BYTES, SealBroken, derive, open_seal, salt_of, seal
 from jwt_minimal import public_jwk
 
@@ -49,6 +49,12 @@ MAX_EXPIRED = 100  # kept at the most: with keys that live for seconds, days wou
 JWKS_MAX_AGE = 300  # s: what PyJWT and Spring cache by default
 
 T = TypeVar("T")
+REMEMBER = (
+    "INSERT INTO key_policy (id, token_ttl, skew, lifetime, lead, retention) "
+    "VALUES (1, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET token_ttl = excluded.token_ttl, "
+    "skew = excluded.skew, lifetime = excluded.lifetime, lead = excluded.lead, "
+    "retention = excluded.retention"
+)
 
 
 class NoSigningKey(Exception):
@@ -467,8 +473,7 @@ class KeyStore:
         """
         if remembered_policy(self._database) != self.policy:
             values = tuple(map(float, self.policy))
-            sql = "INSERT OR REPLACE INTO key_policy VALUES (1, ?, ?, ?, ?, ?)"
-            self._database.write(lambda connection: connection.execute(sql, values))
+            self._database.write(lambda connection: connection.execute(REMEMBER, values))
 
     def _longest_copy(self, now: float) -> float:
         """How long a new key waits: the lead, and no HTTP cache holds a JWKS without it then."""
@@ -526,8 +531,7 @@ class KeyStore:
             # Two servers on one database come here at the same time: the second sees the new row.
             if set(connection.execute("SELECT kid, CAST(key AS BLOB), exp FROM keys")) != known:
                 return False
-            # What a row held is overwritten in the file, not only forgotten.
-            connection.execute("PRAGMA secure_delete=ON")
+            connection.overwrite()
             connection.executemany("DELETE FROM keys WHERE kid = ?", [row[:1] for row in remove])
             connection.executemany("UPDATE keys SET key = ?, exp = ? WHERE kid = ?", changed)
             for row in added:
@@ -553,7 +557,7 @@ def _name(row: Row) -> str:
     return f"row-{row[0]}"  # no thumbprint: those have 43 characters
 
 
-def require_ours(connection: Connection) -> None:
+def require_ours(connection: Reading) -> None:
     """Refuse a file whose keys another program stored, before anything is written to it.
 
     Raises:

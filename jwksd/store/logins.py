@@ -3,6 +3,7 @@
     write_log    attempts -> rows, with those who share their commit      (accounts.py)
     recent       what the limiter has to count after a restart            (server.py)
     prune        rows past their time, a few in a commit                  (server.py)
+    newer, others    what a reader was not given yet                 (admin.py, upkeep.py)
     rows, summary, extent     for the operator                            (admin.py, doctor.py)
 
 Rules of this file:
@@ -11,16 +12,16 @@ Rules of this file:
 - Other programs write to the table too. Each row is judged by itself, by what it really holds.
 - What an unknown user typed as a name is never stored: people type their password there.
 
-It leaves out: following. Who wants the next rows asks again (admin.py).
+It leaves out: waiting for rows to come. A reader asks again (admin.py).
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from datetime import datetime, timezone
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 from jwksd.store.database import Connection, Database
 
@@ -37,30 +38,23 @@ LAST_SECOND = 253_402_300_799.0  # 9999-12-31 23:59:59, the last that a date has
 OUTCOMES = ("success", "bad_password", "unknown_user", "no_key", "invalid_scope")
 OF_USER = "user_id = (SELECT id FROM users WHERE username = ?)"
 DISOWN = "UPDATE auth_logs SET user_id = NULL"
-# The log has no index on time and may be millions long: its newest rows are read. Each is judged by
-# itself, because other programs write to the table too, and grouped here, which halves the time.
+# The log has no index on time and may be millions long: its newest rows are read.
 RECENT = (
-    "SELECT request_ip, group_concat(max(0, "
-    "CAST((julianday(?) - julianday(request_timestamp)) * 86400000.0 + 0.5 AS INTEGER))) "
-    "FROM auth_logs WHERE id > "
+    "SELECT request_ip, request_timestamp FROM auth_logs WHERE id > "
     "coalesce((SELECT id FROM auth_logs ORDER BY id DESC LIMIT 1 OFFSET ?), 0) "
-    "AND typeof(request_timestamp) = 'text' AND request_timestamp BETWEEN ? AND ? "
-    "AND typeof(request_ip) = 'text' GROUP BY request_ip"
+    "AND request_timestamp BETWEEN ? AND ?"
 )
 # 1 for a row that is too old, 0 for one to keep, NULL for one without a date that can be believed.
 DUE = (
     "CASE WHEN typeof(request_timestamp) = 'text' AND request_timestamp <= ? "
-    "AND request_timestamp GLOB '[12][0-9][0-9][0-9]-*' THEN request_timestamp < ? END"
+    "AND substr(request_timestamp, 1, 4) BETWEEN '1000' AND '2999' "
+    "AND substr(request_timestamp, 5, 1) = '-' THEN request_timestamp < ? END"
 )
 CONDITIONS = (  # in the order of `Wanted`
     "coalesce(outcome, '-') = ?",  # so phrased, the log is read in its order, newest first
     "request_ip = ?",
     OF_USER,
     "request_timestamp >= ?",
-)
-LOG = (
-    "auth_logs LEFT JOIN auth_outcomes ON log_id = auth_logs.id "
-    "LEFT JOIN users ON users.id = user_id"
 )
 
 
@@ -98,7 +92,9 @@ class Wanted(NamedTuple):
     def where(self) -> tuple[str, tuple[str, ...]]:
         """The condition in SQL, and its parameters."""
         given = [(sql, value) for sql, value in zip(CONDITIONS, self) if value is not None]
-        return " AND ".join(["1", *(sql for sql, _ in given)]), tuple(value for _, value in given)
+        return " AND ".join(["1 = 1", *(sql for sql, _ in given)]), tuple(
+            value for _, value in given
+        )
 
 
 def utc_text(seconds: float) -> str:
@@ -111,14 +107,22 @@ def utc_text(seconds: float) -> str:
 
 def write_log(connection: Connection, attempts: Sequence[Attempt]) -> None:
     """The attempts and how they ended."""
+    apart = not connection.sql.outcome_in_log
     # A user deleted meanwhile leaves a row without a name.
-    rows = several("(?, ?, (SELECT id FROM users WHERE id = ?))", attempts)
+    row = f"(?, ?, (SELECT id FROM users WHERE id = ?){'' if apart else ', ?'})"  # noqa: S608
     connection.execute(
-        f"INSERT INTO auth_logs (request_ip, request_timestamp, user_id) VALUES {rows}",  # noqa: S608
-        [value for attempt in attempts for value in attempt[:3]],
+        "INSERT INTO auth_logs (request_ip, request_timestamp, user_id"  # noqa: S608
+        f"{'' if apart else ', outcome'}) VALUES {several(row, attempts)}",
+        [value for attempt in attempts for value in attempt[: 3 if apart else 4]],
     )
+    if apart:
+        write_outcomes(connection, attempts)
+
+
+def write_outcomes(connection: Connection, attempts: Sequence[Attempt]) -> None:
+    """How the attempts that were just written ended."""
     ((last,),) = connection.execute("SELECT last_insert_rowid()")
-    # Nobody else writes within the transaction: the numbers of its rows have no gap.
+    # Nobody else writes within the transaction: the numbers of these rows have no gap.
     numbered = list(enumerate(attempts, last - len(attempts) + 1))
     connection.execute(
         "INSERT OR REPLACE INTO auth_outcomes (log_id, outcome) VALUES "  # noqa: S608
@@ -132,9 +136,67 @@ def disown_newer(connection: Connection, name: str, number: int) -> None:
     connection.execute(f"{DISOWN} WHERE id > ? AND {OF_USER}", (number, name))
 
 
+def ages(rows: Iterable[tuple[Any, Any]], now: float) -> list[tuple[str, list[float]]]:
+    """Each address among the rows, and how many seconds ago its attempts were.
+
+    Other programs write to the table, too: a row without an address or a date counts for nothing.
+    """
+    found: dict[str, list[float]] = {}
+    moment = datetime.fromisoformat(utc_text(now))
+    for address, text in rows:
+        try:
+            age = (moment - datetime.fromisoformat(text)).total_seconds()
+        except (TypeError, ValueError):
+            continue
+        if isinstance(address, str):
+            found.setdefault(address, []).append(max(0.0, age))
+    return [*found.items()]
+
+
 def several(row: str, of: Sized) -> str:
     """So many rows of parameters for one statement."""
     return ", ".join([row] * len(of))
+
+
+class Progress:
+    """How far a reader has come, so that it is given each row once.
+
+    With several servers a smaller number may become visible after a larger one. `after` is the
+    number up to which nothing can come any more: every transaction that was there when it was seen
+    has ended (`Database.horizon`). Rows above it are read again, and told apart by `_given`.
+    """
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+        self._given: set[int] = set()
+        # Numbers that were seen, each with the transaction that was the next to begin then.
+        self._seen: list[tuple[int, int]] = []
+        self._newest: int | None = None  # of the last reading, until the next one begins
+
+    def restart(self) -> None:
+        """The log was emptied, and its numbers may have begun anew."""
+        self.after, self._newest = 0, None
+        self._seen, self._given = [], set()
+
+    def is_new(self, number: int) -> bool:
+        """Whether it was not given before; it is now."""
+        known = number in self._given
+        self._given.add(number)
+        return not known
+
+    def read(self, newest: int, horizon: tuple[int, int] | None) -> None:
+        """All rows up to `newest` that are visible were read, after `horizon` was taken."""
+        if horizon is None:
+            self.after, self._given = newest, set()
+            return
+        oldest, following = horizon
+        if self._newest is not None:
+            self._seen.append((self._newest, following))
+        self._newest = newest
+        ended = [number for number, limit in self._seen if limit <= oldest]
+        self._seen = [(number, limit) for number, limit in self._seen if limit > oldest]
+        self.after = max([self.after, *ended])
+        self._given = {number for number in self._given if number > self.after}
 
 
 class LoginLog:
@@ -145,6 +207,7 @@ class LoginLog:
         self._clock = clock
         # Numbers of rows: prune goes on after the first, and found the second to be due.
         self._passed = self._due = 0
+        self._partitions_kept: float | None = None  # the hour in which they were last looked at
 
     def extent(self) -> tuple[str, str, int]:
         """The times of its first and last row, and about how many there are; reads those two."""
@@ -167,13 +230,38 @@ class LoginLog:
         """
         now = self._clock()
         found = self._database.read(
-            RECENT, (utc_text(now), RECENT_ROWS, utc_text(now - seconds), utc_text(now + seconds))
+            RECENT, (RECENT_ROWS, utc_text(now - seconds), utc_text(now + seconds))
         )
-        return [
-            (address, [int(age) / 1000 for age in milliseconds.split(",")])
-            for address, milliseconds in found
-            if milliseconds
+        return ages(found, now)
+
+    def newer(self, wanted: Wanted, progress: Progress) -> Iterator[Logged]:
+        """The rows that the reader was not given yet, as `rows` gives them."""
+        horizon = self._database.horizon()
+        newest = self.newest_number()
+        if newest < progress.after:
+            progress.restart()
+        for row in self.rows(wanted, progress.after):
+            newest = max(newest, row.number)
+            if progress.is_new(row.number):
+                yield row
+        progress.read(newest, horizon)
+
+    def others(self, progress: Progress) -> list[tuple[str, list[float]]]:
+        """What other servers logged and this reader was not given yet, as `recent` gives it."""
+        horizon = self._database.horizon()
+        rows = self._database.read(
+            f"SELECT id, request_ip, request_timestamp, {self._database.sql.writer} "  # noqa: S608
+            "FROM auth_logs WHERE id > ? ORDER BY id LIMIT ?",
+            (progress.after, RECENT_ROWS),
+        )
+        own = self._database.own_writes()
+        new = [
+            (address, time)
+            for number, address, time, writer in rows
+            if progress.is_new(number) and writer not in own
         ]
+        progress.read(max((row[0] for row in rows), default=progress.after), horizon)
+        return ages(new, self._clock())
 
     def rows(self, wanted: Wanted, after: int = 0) -> Iterator[Logged]:
         """The rows with a number above `after`, oldest first, read a page at a time."""
@@ -181,7 +269,7 @@ class LoginLog:
         while True:
             page = self._database.read(
                 "SELECT auth_logs.id, request_timestamp, request_ip, coalesce(outcome, '-'), "  # noqa: S608
-                f"username FROM {LOG} WHERE auth_logs.id > ? AND {condition} "
+                f"username FROM {self._database.sql.log} WHERE auth_logs.id > ? AND {condition} "
                 f"ORDER BY auth_logs.id LIMIT {LOG_PAGE}",
                 (after, *values),
             )
@@ -219,7 +307,7 @@ class LoginLog:
         """The number after which `rows` yields the last `count` rows."""
         condition, values = wanted.where()
         found = self._database.read(
-            f"SELECT auth_logs.id FROM {LOG} WHERE {condition} "  # noqa: S608
+            f"SELECT auth_logs.id FROM {self._database.sql.log} WHERE {condition} "  # noqa: S608
             "ORDER BY auth_logs.id DESC LIMIT 1 OFFSET ?",
             (*values, count),
         )
@@ -232,7 +320,7 @@ class LoginLog:
             (address, outcome, count, first, last)
             for address, outcome, count, first, last in self._database.read(
                 "SELECT request_ip, coalesce(outcome, '-'), count(*), min(request_timestamp), "  # noqa: S608
-                f"max(request_timestamp) FROM {LOG} WHERE {condition} "
+                f"max(request_timestamp) FROM {self._database.sql.log} WHERE {condition} "
                 "GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2",
                 values,
             )
@@ -248,6 +336,7 @@ class LoginLog:
             Unavailable: the database cannot be written; the next call tries again.
         """
         now = self._clock()
+        self._keep_partitions(now, now - seconds)
         dates = utc_text(now + CLOCKS_APART), utc_text(now - seconds)
         for _ in range(PRUNE_STEPS):
             rows = self._database.read(
@@ -262,6 +351,14 @@ class LoginLog:
                 self._passed = 0
                 return
             self._passed = old[-1][0]
+
+    def _keep_partitions(self, now: float, oldest: float) -> None:
+        """Have those for this month and the next, and none that is too old; asked once an hour."""
+        sql, hour = self._database.sql.partitions, now // 3600
+        if sql is not None and hour != self._partitions_kept:
+            times = utc_text(now), utc_text(oldest)
+            self._database.write(lambda connection: connection.execute(sql, times))
+            self._partitions_kept = hour
 
     def _write_each(self, sql: str, rows: list[tuple[int]]) -> None:
         if rows:

@@ -22,7 +22,7 @@ import re
 import sqlite3
 import stat
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Callable, TypeVar
@@ -37,6 +37,7 @@ from jwksd.store.database import (
     Writer,
     WriteRows,
 )
+from jwksd.store.dialects import SQLITE
 
 T = TypeVar("T")
 Accept = Callable[[sqlite3.Connection], None]
@@ -59,6 +60,19 @@ COLUMNS = {
 
 # Every version has these. The others hold what can be made again, or what nobody has given yet.
 TABLES = {*COLUMNS, "auth_outcomes"}
+
+
+class Writing(sqlite3.Connection):
+    """The connection of the writer. Nobody else writes within its transactions."""
+
+    sql = SQLITE
+
+    def lock(self, table: str, numbers: Collection[int | None]) -> None:
+        """Nothing: the whole file is locked."""
+
+    def overwrite(self) -> None:
+        """What a row held is overwritten in the file, not only forgotten."""
+        self.execute("PRAGMA secure_delete=ON")
 
 
 class SQLite(Database):
@@ -181,7 +195,7 @@ class SQLite(Database):
 
     # -- connections
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self) -> Writing:
         # mode=rw: a connection made after the file was deleted must not create an empty one.
         # check_same_thread: a connection is used by one thread; only close() comes from another.
         connection = sqlite3.connect(
@@ -190,6 +204,7 @@ class SQLite(Database):
             timeout=self._busy_seconds,
             isolation_level=None,  # transactions are ours alone
             check_same_thread=False,
+            factory=Writing,
         )
         connection.execute("PRAGMA foreign_keys=ON")
         connection.text_factory = _text
@@ -454,7 +469,7 @@ def _moved(files: list[File]) -> str | None:
     return None
 
 
-def _prepared(connection: sqlite3.Connection, accept: Accept) -> sqlite3.Connection:
+def _prepared(connection: Writing, accept: Accept) -> Writing:
     """The connection, ready to write; closed if the file cannot be used."""
     try:
         _prepare(connection, accept)
