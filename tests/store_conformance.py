@@ -135,7 +135,7 @@ class Conformance(unittest.TestCase):
             list(pool.map(work, engines))
         after = keystore.remembered_policy(self.database)
         self.assertIsNotNone(before)
-        self.assertEqual(after.lead - before.lead, 30)  # type: ignore[union-attr]
+        self.assertEqual(after.lead - before.lead, 30)
 
     def test_a_closed_database_refuses_and_may_be_closed_again(self):
         engine = self.open_engine()
@@ -231,7 +231,7 @@ class Conformance(unittest.TestCase):
             with self.assertRaises(NameTaken, msg=name):
                 self.accounts.register(name, email)
         # Also where the check before the hash sees nothing yet: the indexes decide.
-        added = [Future() for _ in range(2)]
+        added: list[Future[None]] = [Future() for _ in range(2)]
         row = ("bob", "$", None, utc_text(self.clock()))
         for future, account in zip(added, (row, ("BOB", *row[1:]))):
             self.accounts.insert(account, future, None)

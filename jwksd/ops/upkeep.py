@@ -4,7 +4,6 @@ changes by other processes noticed, and the operator is told once of each troubl
     loop      notice_changes     before the first request of a turn: was the database changed?
     thread    tick               every second: the keys that are due, and what is too old
     thread    learn              each half second: the attempts that other servers logged
-    engine    keys_changed       where the database tells of changes by itself
 
 Rules of this file:
 - One task's failure neither ends the others nor the thread; the next tick tries again.
@@ -51,7 +50,7 @@ class Upkeep:
 
     def run(self, stopping: threading.Event, also: Callable[[], None]) -> None:
         """Tick until `stopping` is set, and call `also` after each tick."""
-        self._database.watch(self.keys_changed)
+        self._database.watch(self._keys.refresh)
         wait = min(TICK_SECONDS, self._keys.due_in())
         while not stopping.wait(wait):
             was_due = not self._keys.due_in()
@@ -86,10 +85,6 @@ class Upkeep:
                 self.report(LEARNING, None)
             except Unavailable as trouble:
                 self.report(LEARNING, str(trouble))
-
-    def keys_changed(self) -> None:
-        """Load the keys; called on a thread of the database's."""
-        self._attempt("database", self._keys.refresh)
 
     def notice_changes(self) -> None:
         """Load the keys if another process has changed the database since the last call."""

@@ -151,9 +151,9 @@ class Database(ABC):
         """
 
     def watch(self, changed: Callable[[], None]) -> None:  # noqa: B027
-        """Call `changed` on a thread of the engine's once another process has changed the keys.
+        """Call `changed` on a thread of the engine's after each change of the keys by any process.
 
-        An engine whose `stamp` tells of changes never calls it.
+        If it raises, it is called again. An engine whose `stamp` tells of changes never calls it.
         """
 
     def horizon(self) -> tuple[int, int] | None:

@@ -232,14 +232,17 @@ class Session:
         except psycopg.Error:
             self.close()
 
-    def look(self, seconds: float) -> str:
-        """The state of the keys, once it may have changed or after `seconds`."""
+    def keys_state(self) -> str:
+        """A text that changes with the keys."""
         ((state,),) = self._link.execute("SELECT keys_state()")
+        return str(state)
+
+    def listen(self, seconds: float) -> None:
+        """Wait until something may have changed, `seconds` at the most."""
         if wait_for(self._link.pgconn.socket, 1, seconds):
             self._link.pgconn.consume_input()
             while self._link.pgconn.notifies():
                 pass
-        return str(state)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -330,6 +333,7 @@ class PostgreSQL(Database):
         self._closed = threading.Event()
         self._own: deque[int] = deque(maxlen=OWN_WRITES)
         self._looked: float | None = None  # when a look at the keys last worked; None: no watch
+        self._deaf = "no answer"  # why the last look did not work
         self._threads: list[threading.Thread] = []
         try:
             with self._session() as session:
@@ -372,7 +376,7 @@ class PostgreSQL(Database):
             Unavailable: it could not for seconds, so that a revoked key may still be served.
         """
         if self._looked is not None and time.monotonic() - self._looked > DEAF_SECONDS:
-            raise Unavailable(f"the keys could not be looked at: {self._failure[1] or 'no answer'}")
+            raise Unavailable(f"the keys could not be looked at: {self._deaf}")
         return None
 
     def watch(self, changed: Callable[[], None]) -> None:
@@ -576,21 +580,24 @@ class PostgreSQL(Database):
         thread.start()
 
     def _watch(self, changed: Callable[[], None]) -> None:
-        known: str | None = None
         while not self._closed.is_set():
             try:
-                session = self._connect()
-            except Unavailable:
+                self._watch_session(changed)
+            except Exception as error:  # this thread outlives whatever happens; `stamp` tells
+                self._deaf = said(error)
                 self._closed.wait(RETRY_SECONDS)
-                continue
-            with contextlib.suppress(psycopg.Error), contextlib.closing(session):
-                session.execute("LISTEN jwks_keys")
-                while not self._closed.is_set() and session.timeline >= self._timeline:
-                    state = session.look(LOOK_SECONDS)
-                    self._looked = time.monotonic()
-                    if state != known:
-                        changed()
-                        known = state
+
+    def _watch_session(self, changed: Callable[[], None]) -> None:
+        known: str | None = None
+        with contextlib.closing(self._connect()) as session:
+            session.execute("LISTEN jwks_keys")
+            while not self._closed.is_set() and session.timeline >= self._timeline:
+                state = session.keys_state()
+                if state != known:
+                    changed()
+                    known = state
+                self._looked = time.monotonic()
+                session.listen(LOOK_SECONDS)
 
     def _look_out(self) -> None:
         """Learn of a promotion although the old primary still answers."""
