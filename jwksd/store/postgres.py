@@ -206,9 +206,10 @@ class Session:
 
     def begin(self) -> int:
         """Begin a transaction: its number, as `Dialect.writer` gives it."""
-        self._link.execute("BEGIN")
         # Before any row has its number: what `horizon` says rests on this order.
-        ((number,),) = self._link.execute("SELECT pg_current_xact_id()::text::bigint")
+        begun = self._link.execute("BEGIN; SELECT pg_current_xact_id()::text::bigint")
+        begun.nextset()
+        ((number,),) = begun
         return int(number) & 0xFFFFFFFF
 
     def commit(self) -> None:
@@ -638,11 +639,22 @@ def prepare(session: Session) -> None:
 
 def schema_of(session: Session) -> int | None:
     """The version of our tables; None if there are none."""
-    ((there,),) = session.execute("SELECT to_regclass('schema_version') IS NOT NULL")
-    if not there:
+    if not tables(session, "schema_version"):
         return None
     ((version,),) = session.execute("SELECT max(version) FROM schema_version")
     return int(version)
+
+
+def tables(session: Session, *names: str) -> list[str]:
+    """Which of these tables there are.
+
+    Asked of the catalogue itself: what `to_regclass` remembers may be older than a lock.
+    """
+    sql = (
+        "SELECT tablename::text FROM pg_tables "
+        "WHERE schemaname = current_schema() AND tablename = ANY(?) ORDER BY 1"
+    )
+    return [name for (name,) in session.execute(sql, ([*names],))]
 
 
 def make_tables(session: Session) -> None:
@@ -654,11 +666,10 @@ def make_tables(session: Session) -> None:
     session.begin()
     session.execute("SELECT pg_advisory_xact_lock(?)", (LOCK,))
     if schema_of(session) is None:
-        names = [f"to_regclass('{name}')" for name in TABLES]
-        ((foreign,),) = session.execute(f"SELECT coalesce({', '.join(names)})::text")
-        if foreign is not None:
+        foreign = tables(session, *TABLES)
+        if foreign:
             raise CannotOpen(
-                f"it has a table {foreign} that is not ours: make a database of its own"
+                f"it has a table {foreign[0]} that is not ours: make a database of its own"
             )
         session.script(jwksd.resource(SCHEMA).decode())
     session.commit()

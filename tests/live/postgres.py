@@ -4,18 +4,44 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
+import time
 import unittest
-from typing import ClassVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Any, Callable, ClassVar
 from unittest import mock
 
+from jwksd.store.accounts import Accounts, HashCost
+from jwksd.store.database import CannotOpen, Connection, Unavailable
+from jwksd.store.logins import LoginLog, Progress, Wanted
 from tests import store_conformance
-from tests.live.clusters import Cluster, Clusters, why_not
+from tests.live.clusters import Cluster, Clusters, wait_until, why_not
+from tests.support import Clock
 
 REASON = why_not()
 if REASON is None:
+    import psycopg
+
     from jwksd.store.postgres import PostgreSQL
 
 NUMBERS = itertools.count(1)
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+
+
+def execute(sql: str, value: str, connection: Connection) -> None:
+    """A job for `write`."""
+    connection.execute(sql, (value,))
+
+
+def raises(kind: type[Exception], function: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether a call does."""
+    try:
+        function(*arguments)
+    except kind:
+        return True
+    return False
 
 
 @unittest.skipIf(REASON, REASON or "")
@@ -40,6 +66,9 @@ class OnAPrimary(unittest.TestCase):
         self.url = self.clusters.url(self.primary).rpartition("/")[0] + f"/{name}"
         super().setUp()
 
+    def sql(self, statement: str) -> str:
+        return self.primary.sql(statement, self.url.rpartition("/")[2])
+
     def open_engine(self, **options) -> PostgreSQL:
         engine = PostgreSQL(self.url, **options)
         self.addCleanup(engine.close)
@@ -48,6 +77,298 @@ class OnAPrimary(unittest.TestCase):
 
 class PostgreSQLConforms(OnAPrimary, store_conformance.Conformance):
     pass
+
+
+class Opening(OnAPrimary):
+    def refusal(self, url: str | None = None) -> str:
+        with self.assertRaises(CannotOpen) as caught:
+            PostgreSQL(url or self.url)
+        return str(caught.exception)
+
+    def test_four_servers_at_once_make_the_tables_once(self):
+        with ThreadPoolExecutor(4) as pool:
+            engines = list(pool.map(lambda _: self.open_engine(), range(4)))
+        self.assertEqual(engines[3].read("SELECT version FROM schema_version"), [(1,)])
+
+    def test_a_database_of_another_program_stays_untouched(self):
+        self.sql("CREATE TABLE users(name text)")
+        self.assertIn("a table users that is not ours", self.refusal())
+        self.assertEqual(self.sql("SELECT to_regclass('keys') IS NULL"), "t")
+
+    def test_a_newer_schema_is_refused(self):
+        self.open_engine()
+        self.sql("UPDATE schema_version SET version = 99")
+        self.assertIn("version 99, newer", self.refusal())
+
+    def test_another_encoding_is_refused(self):
+        self.primary.sql("CREATE DATABASE latin OWNER keys ENCODING 'LATIN1' TEMPLATE template0")
+        self.assertIn("LATIN1", self.refusal(self.url.rpartition("/")[0] + "/latin"))
+
+    def test_a_password_in_the_url_is_told_to_nobody(self):
+        port = self.primary.port
+        for url in (
+            f"postgresql://keys:geheim@127.0.0.1:{port}/keys",  # wrong
+            f"postgresql://keys:geheim@127.0.0.1:{port}/keys?nonsense=1",
+            "postgresql://keys:geheim@127.0.0.1:1,127.0.0.1/keys?port=1,2,3",
+            "postgresql://keys:geheim@[::1/keys",
+            "postgresql://keys:geheim@127.0.0.1:1/keys",  # nobody there
+            "postgresql://keys@127.0.0.1:1/keys?password=geheim",
+        ):
+            with self.subTest(url):
+                said = self.refusal(url)
+                self.assertNotIn("geheim", said)
+                self.assertEqual(said.count("\n"), 0)
+
+    def test_a_password_file_and_a_service_file_are_used(self):
+        service = self.clusters.folder / "services"
+        name = self.url.rpartition("/")[2]
+        service.write_text(
+            f"[keys]\nhost=127.0.0.1\nport={self.primary.port}\nuser=keys\ndbname={name}\n"
+        )
+        with mock.patch.dict(os.environ, PGSERVICEFILE=str(service)):
+            engine = PostgreSQL("postgresql://?service=keys")
+            self.addCleanup(engine.close)
+            self.assertEqual(engine.read("SELECT current_database()::text"), [(name,)])
+
+    def test_commits_are_durable_where_the_database_says_they_need_not_be(self):
+        self.sql("ALTER ROLE keys SET synchronous_commit = off")
+        self.addCleanup(self.sql, "ALTER ROLE keys RESET synchronous_commit")
+        found = self.open_engine().read("SELECT current_setting('synchronous_commit')")
+        self.assertEqual(found, [("on",)])
+
+
+class Waiting(OnAPrimary):
+    """Every wait has a bound, and whatever is not answered is not acknowledged."""
+
+    def setUp(self):
+        super().setUp()
+        self.engine = self.open_engine(seconds=1.0)
+
+    def hold(self, statement: str) -> psycopg.Connection:
+        holder = psycopg.connect(self.url)
+        self.addCleanup(holder.close)
+        holder.execute(statement)
+        return holder
+
+    def test_a_row_that_another_program_holds_is_waited_for_and_then_given_up(self):
+        accounts = Accounts(self.engine, cost=HashCost(1, 8, 1))
+        user = accounts.authenticate("alice", accounts.register("alice", None))
+        holder = self.hold("UPDATE users SET last_login = 'x'")
+        future: Future[None] = Future()
+        accounts.record("::1", "success", user, future, None)
+        self.assertIsInstance(future.exception(60), Unavailable)
+        holder.rollback()
+        after: Future[None] = Future()
+        accounts.record("::1", "success", user, after, None)
+        self.assertIsNone(after.exception(60))
+
+    def test_what_was_given_up_does_not_stay_behind_in_the_database(self):
+        self.hold("LOCK TABLE key_policy")
+        for _ in range(3):
+            with self.assertRaises(Unavailable):
+                self.engine.read("SELECT * FROM key_policy")
+        wait_until("nobody waits for the lock", lambda: self.sql(WAITING) == "0")
+
+    def test_a_session_that_was_ended_is_replaced_at_once(self):
+        self.engine.read("SELECT 1")
+        self.end_sessions()
+        self.assertEqual(self.engine.read("SELECT 1"), [(1,)])
+        self.end_sessions()
+        self.engine.probe()
+
+    def test_a_deadlock_is_tried_again(self):
+        self.engine.write(lambda c: c.execute("INSERT INTO account_names VALUES ('a'), ('b')"))
+        change = "UPDATE account_names SET user_id = 1 WHERE folded = ?"
+        holder, runs = self.hold("UPDATE account_names SET user_id = 2 WHERE folded = 'b'"), []
+
+        def job(connection):
+            runs.append(1)
+            connection.execute(change, ("a",))
+            if len(runs) == 1:  # the other one now waits for us, as we do for it
+                thread.start()
+                wait_until("it waits", lambda: self.sql(WAITING) == "1")
+            connection.execute(change, ("b",))
+
+        def other():
+            with suppress(psycopg.Error):
+                holder.execute("UPDATE account_names SET user_id = 2 WHERE folded = 'a'")
+                holder.commit()
+
+        thread = threading.Thread(target=other)
+        engine = self.open_engine(seconds=20)
+        engine.write(job)
+        thread.join(60)
+        self.assertGreaterEqual(len(runs), 1)
+        self.assertEqual(engine.read("SELECT count(*) FROM account_names"), [(2,)])
+
+    def test_a_watcher_that_cannot_look_is_noticed_and_comes_back(self):
+        looked = threading.Event()
+        self.engine.watch(looked.set)
+        self.assertTrue(looked.wait(60))
+        self.primary.freeze()
+        self.addCleanup(self.primary.thaw)
+        wait_until("the stamp tells", lambda: raises(Unavailable, self.engine.stamp))
+        self.primary.thaw()
+        wait_until("it works again", lambda: not raises(Unavailable, self.engine.stamp))
+
+    def test_a_watcher_whose_session_was_ended_hears_of_the_next_change(self):
+        changes: list[int] = []
+        self.engine.watch(lambda: changes.append(1))
+        wait_until("it looked", lambda: changes)
+        self.end_sessions()
+        before = len(changes)
+        self.engine.write(
+            lambda c: c.execute("INSERT INTO keys (key, exp) VALUES (?, ?)", (b"", 1))
+        )
+        wait_until("it heard", lambda: len(changes) > before)
+
+    def end_sessions(self) -> None:
+        name = self.url.rpartition("/")[2]
+        ended = "SELECT count(pg_terminate_backend(pid, 9000)) FROM pg_stat_activity"
+        self.primary.sql(f"{ended} WHERE datname = '{name}'")
+
+
+class Numbers(OnAPrimary):
+    def test_a_row_that_becomes_visible_late_is_given_once(self):
+        engine = self.open_engine()
+        log, progress = LoginLog(engine, time.time), Progress(0)
+        row = "INSERT INTO auth_logs (request_ip) VALUES ('10.0.0.{}') RETURNING id"
+        late = psycopg.connect(self.url)
+        self.addCleanup(late.close)
+        late.execute("SELECT pg_current_xact_id()")
+        ((first,),) = late.execute(row.format(1))
+        engine.write(lambda connection: connection.execute(row.format(2)))
+        self.assertEqual([r.address for r in log.newer(Wanted(), progress)], ["10.0.0.2"])
+        self.assertEqual(list(log.newer(Wanted(), progress)), [])
+        late.commit()
+        found = list(log.newer(Wanted(), progress))
+        self.assertEqual([(r.number, r.address) for r in found], [(first, "10.0.0.1")])
+        for _ in range(3):
+            self.assertEqual(list(log.newer(Wanted(), progress)), [])
+        self.assertGreater(progress.after, first)
+
+    def test_months_have_partitions_and_old_ones_leave_as_a_whole(self):
+        engine = self.open_engine()
+        clock = Clock(1_795_000_000.0)  # 2026-11-18
+        log = LoginLog(engine, clock)
+        log.prune(60 * 86_400)
+        self.assertEqual(self.partitions(), ["2026_11", "2026_12", "else"])
+        sql = "INSERT INTO auth_logs (request_ip, request_timestamp) VALUES ('::1', ?)"
+        for text in ("2026-11-18 00:00:00", "2026-12-31 23:59:59.999", "1999-01-01 00:00:00"):
+            engine.write(partial(execute, sql, text))
+        clock.advance(100 * 86_400)  # 2027-02-26
+        log.prune(40 * 86_400)
+        self.assertEqual(self.partitions(), ["2027_02", "2027_03", "else"])
+        self.assertEqual(engine.read("SELECT count(*) FROM auth_logs"), [(0,)])
+
+    def test_rows_that_came_before_their_partition_are_kept(self):
+        engine = self.open_engine()
+        sql = "INSERT INTO auth_logs (request_ip, request_timestamp) VALUES ('::1', ?)"
+        engine.write(lambda connection: connection.execute(sql, ("2026-11-18 00:00:00",)))
+        log = LoginLog(engine, Clock(1_795_000_000.0))
+        log.prune(60 * 86_400)
+        self.assertEqual(self.partitions(), ["2026_12", "else"])
+        self.assertEqual(engine.read("SELECT count(*) FROM auth_logs"), [(1,)])
+
+    def partitions(self) -> list[str]:
+        sql = "SELECT relname FROM pg_class WHERE relispartition AND relkind = 'r' ORDER BY relname"
+        return [name.replace("auth_logs_", "") for name in self.sql(sql).split()]
+
+
+@unittest.skipIf(REASON, REASON or "")
+class WithAStandby(unittest.TestCase):
+    """Whatever is acknowledged is on the standby too."""
+
+    def setUp(self):
+        self.clusters = Clusters()
+        self.addCleanup(self.clusters.close)
+        known = mock.patch.dict(os.environ, PGPASSFILE=str(self.clusters.passfile))
+        known.start()
+        self.addCleanup(known.stop)
+        self.primary = self.clusters.primary()
+        self.standby = self.clusters.standby(self.primary, "two")
+        self.primary.expect("two")
+        self.engine = PostgreSQL(self.clusters.url(self.primary, self.standby), seconds=1.0)
+        self.addCleanup(self.engine.close)
+
+    def name(self, engine: PostgreSQL, name: str) -> None:
+        sql = "INSERT INTO account_names (folded) VALUES (?)"
+        engine.write(lambda connection: connection.execute(sql, (name,)))
+
+    def names(self, engine: PostgreSQL) -> list[str]:
+        return [name for (name,) in engine.read("SELECT folded FROM account_names ORDER BY 1")]
+
+    def test_a_commit_that_nobody_confirmed_is_refused_and_no_session_piles_up(self):
+        self.standby.kill()
+        for number in range(3):
+            with self.assertRaises(Unavailable):
+                self.name(self.engine, f"unconfirmed{number}")
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        wait_until("nobody waits", lambda: self.primary.sql(waiting) == "0")
+        self.standby.start()
+        self.primary.wait_for("two", "sync_state = 'sync'")
+        self.name(self.engine, "confirmed")
+
+    def test_a_commit_with_a_warning_is_refused(self):
+        patient = PostgreSQL(self.clusters.url(self.primary), seconds=60)
+        self.addCleanup(patient.close)
+        self.standby.freeze()
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(self.name, patient, "warned")
+            cancel = (
+                "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity "
+                "WHERE wait_event = 'SyncRep'"
+            )
+            wait_until("it was cancelled", lambda: self.primary.sql(cancel) == "1")
+            self.assertRegex(str(writing.exception(60)), "not confirmed: canceling wait")
+        self.standby.thaw()
+        self.name(patient, "confirmed")
+
+    def test_a_promoted_standby_is_used_and_the_old_primary_never_again(self):
+        self.name(self.engine, "before")
+        self.engine.watch(lambda: None)
+        self.primary.freeze()
+        self.standby.promote()
+        wait_until("it is used", lambda: not raises(Unavailable, self.name, self.engine, "after"))
+        self.primary.thaw()
+        for number in range(5):
+            self.name(self.engine, f"later{number}")
+            self.assertEqual(self.names(self.engine)[:2], ["after", "before"])
+        self.assertEqual(self.primary.sql("SELECT count(*) FROM account_names", "keys"), "1")
+
+    def test_a_server_that_only_read_learns_of_the_promotion(self):
+        self.name(self.engine, "before")
+        self.engine.watch(lambda: None)
+        self.assertEqual(self.names(self.engine), ["before"])  # a session waits in the pool
+        other = PostgreSQL(self.clusters.url(self.standby, self.primary), seconds=1.0)
+        self.addCleanup(other.close)
+        self.standby.promote()
+        wait_until("it is used", lambda: not raises(Unavailable, self.name, other, "after"))
+        # The old primary answers all the time, and has no row of those.
+        wait_until("it is seen", lambda: self.names(self.engine) == ["after", "before"])
+
+    def test_no_acknowledged_row_is_lost_with_the_primary(self):
+        acknowledged: list[str] = []
+        done = threading.Event()
+
+        def write() -> None:
+            for number in itertools.count():
+                if done.is_set():
+                    return
+                with suppress(Unavailable):
+                    self.name(self.engine, f"{number:06}")
+                    acknowledged.append(f"{number:06}")
+
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(write)
+            wait_until("some are written", lambda: len(acknowledged) > 50)
+            self.primary.kill()
+            before = len(acknowledged)
+            self.standby.promote()
+            wait_until("more are written", lambda: len(acknowledged) > before + 50)
+            done.set()
+            writing.result(60)
+        self.assertLessEqual(set(acknowledged), set(self.names(self.engine)))
 
 
 if __name__ == "__main__":
