@@ -61,7 +61,7 @@ import ratelimit
 from jwksd import __version__, httpd
 from jwksd.api import answers, inputs, limits, metrics, oauth, pages
 from jwksd.httpd import Answer, Request, Response, json_response
-from jwksd.ops import certificate, process, secret, settings, startup
+from jwksd.ops import certificate, journal, process, secret, settings, startup
 from jwksd.ops.settings import ConfigurationError, Settings
 from jwksd.ops.upkeep import WRITING, Upkeep
 from jwksd.store import names
@@ -667,6 +667,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         process.leave_on_signals()
         process.keep_secrets()
         config, supervisor = settings.configure(flags, os.environ), httpd.Supervisor.of(os.environ)
+        if config.access_log == "json":
+            journal.speak_json(log)
         service = Service(config, os.environ, log.write, supervisor)
     except ConfigurationError as error:
         log.write(f"server.py: {error}")
