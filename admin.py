@@ -58,9 +58,11 @@ class Refused(Exception):
     """The command cannot be carried out; the sentence says why."""
 
 
-def opened_keys(place: Installation) -> keystore.KeyStore:
+def opened_keys(
+    place: Installation, log: Callable[[str], None] | None = None
+) -> keystore.KeyStore:
     """The keys, opened with the secret that the server would use."""
-    return place.keys(*secret.load_secret(place.database, place.environ, tell), tell)
+    return place.keys(*secret.load_secret(place.database, place.environ, tell), log or tell)
 
 
 def keys_list(place: Installation, options: argparse.Namespace) -> Lines:
@@ -82,14 +84,20 @@ def keys_rotate(place: Installation, options: argparse.Namespace) -> Lines:
 
 def keys_revoke(place: Installation, options: argparse.Namespace) -> Lines:
     """Delete a key at once, with every token it signed; prints the kid of one made instead."""
+    said: list[str] = []
+    keys = opened_keys(place, said.append)
+    for line in said:  # and nothing that is said later: that the key is gone is no news here
+        tell(line)
     try:
-        made = opened_keys(place).revoke(options.kid, replace=not options.no_replacement)
+        made = keys.revoke(options.kid, replace=not options.no_replacement)
     except keystore.UnknownKey as error:
         raise Refused(str(error)) from None
     tell(
         "it is out of the JWKS; clients that fetched it before trust it until they fetch again: "
         f"caches for up to {keystore.JWKS_MAX_AGE} s, some clients for hours (docs/operations.md)"
     )
+    if not keys.published().keys:
+        tell("no key is left: /auth answers 404 until keys rotate, or a start, makes one")
     return [] if made is None else [made]
 
 

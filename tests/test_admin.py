@@ -490,16 +490,27 @@ class Keys(KeysTest):
         code, out, err = self.admin("keys", "revoke", old)
         self.assertEqual(code, 0)
         self.assertIn("caches for up to 300 s", err)
+        self.assertEqual(err.count("\n"), 1, err)  # no alarm about what was asked for
         app.upkeep.notice_changes()
         self.assertEqual([key.kid for key in app.keys.published().keys], [out.strip()])
 
     def test_are_not_replaced_if_told_so(self):
         app = self.open_server()
         words = ("keys", "revoke", app.keys.signing_key().kid, "--no-replacement")
-        self.assertEqual(self.admin(*words)[:2], (0, ""))
+        code, out, err = self.admin(*words)
+        self.assertEqual((code, out, err.count("\n")), (0, "", 2), err)
+        self.assertTrue(err.splitlines()[1].startswith("no key is left: /auth answers 404"), err)
         app.upkeep.notice_changes()
         app.upkeep.tick()
         self.assertEqual(app.keys.published().keys, ())
+
+    def test_are_revoked_without_hiding_what_the_opening_found(self):
+        app = self.open_server()
+        self.admin("keys", "rotate")
+        app.database.write(lambda c: c.execute("UPDATE keys SET exp = exp + 1 WHERE kid = 1"))
+        code, _, err = self.admin("keys", "revoke", app.keys.signing_key().kid)
+        self.assertEqual(code, 0)
+        self.assertIn("row-1", err.splitlines()[0])
 
     def test_with_a_hyphen_in_front_are_revoked_like_any_other(self):
         key = key_with_a_hyphen()
