@@ -58,9 +58,7 @@ class Refused(Exception):
     """The command cannot be carried out; the sentence says why."""
 
 
-def opened_keys(
-    place: Installation, log: Callable[[str], None] | None = None
-) -> keystore.KeyStore:
+def opened_keys(place: Installation, log: Callable[[str], None] | None = None) -> keystore.KeyStore:
     """The keys, opened with the secret that the server would use."""
     return place.keys(*secret.load_secret(place.database, place.environ, tell), log or tell)
 

@@ -544,8 +544,9 @@ def open_app(
     monotonic: Callable[[], float] = time.monotonic,
 ) -> App:
     """The database, its keys and accounts, and the App on top."""
-    if config.issuer is None and config.host in ("", "0.0.0.0", "::"):  # noqa: S104
-        log(f"clients elsewhere cannot use the issuer {settings.default_issuer(url)}: set --issuer")
+    unusable = startup.unusable_issuer(config, url)
+    if unusable is not None:
+        log(unusable)
     secret.check_given_secrets(environ)
     try:
         database = startup.open_database(config.db)

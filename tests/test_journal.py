@@ -21,6 +21,7 @@ SOURCES = [
 # What a call passes on in a variable, and how such a line begins.
 IN_A_VARIABLE = {
     ("keystore.py", "line"): "the stored key row-3 (exp=1) is skipped: it is not a sealed key",
+    ("server.py", "unusable"): "clients elsewhere cannot use the issuer http://127.0.0.1:1",
     ("startup.py", "far"): "/srv/keys.db lies on the network file system nfs4: two machines",
 }
 

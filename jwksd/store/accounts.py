@@ -608,3 +608,13 @@ class Verified:
         # A stored hash holds no NUL and is hashed first: no other pair gives the same bytes.
         bound = f"{user.password_hash}\0{password}".encode()
         return hashlib.blake2b(bound, key=self._key, digest_size=32).digest()
+
+
+def newest_login(database: Database) -> str | None:
+    """When somebody last logged in, as the database holds it; None if nobody has.
+
+    Raises:
+        Unavailable: the database cannot be read.
+    """
+    ((newest,),) = database.read("SELECT max(last_login) FROM users")
+    return None if newest is None else str(newest)
