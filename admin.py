@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The operator's commands: keys and users, while the server runs or before it ever did.
 
-    python admin.py [--db FILE] keys list | rotate [--now] | revoke KID | export
+    python admin.py [--db FILE] keys list | rotate [--now] | revoke KID | export [--pem]
     python admin.py [--db FILE] rekey [--dry-run] | backup FILE
     python admin.py [--db FILE] [--argon2 COST] users list | add NAME | reset NAME | delete NAME
     python admin.py [--db FILE] log [--follow] [--summary] [--outcome WORD] [--since 1h] ...
@@ -100,9 +100,13 @@ def keys_revoke(place: Installation, options: argparse.Namespace) -> Lines:
 
 
 def keys_export(place: Installation, options: argparse.Namespace) -> Lines:
-    """Print the JWKS that the server publishes now."""
+    """Print the JWKS that the server publishes now, or its keys as PEM, the signing key first."""
     known = keystore.has_keys(place.database)
-    return [json.dumps(opened_keys(place).published().document() if known else {"keys": []})]
+    found = opened_keys(place).published() if known else keystore.KeySet((), 0, 0)
+    if not options.pem:
+        return [json.dumps(found.document())]
+    # Readers of PEM skip what stands before a block (RFC 7468 §2).
+    return [f"# kid {key.kid}\n{keystore.public_pem(key).rstrip()}" for key in found.keys]
 
 
 def rekey(place: Installation, options: argparse.Namespace) -> Lines:
@@ -263,6 +267,7 @@ class Argument(NamedTuple):
 
 NOW = Argument("--now", {"action": "store_true", "help": "sign with it at once, not after a lead"})
 KID = Argument("kid", {"metavar": "KID", "help": "the key, as keys list names it"})
+PEM = Argument("--pem", {"action": "store_true", "help": "as PEM, for verifiers that want a file"})
 NO_REPLACEMENT = Argument(
     "--no-replacement",
     {"action": "store_true", "help": "make no key even if none is left to sign with"},
@@ -301,7 +306,7 @@ COMMANDS: dict[str, tuple[Command, tuple[Argument, ...]]] = {
     "keys list": (keys_list, ()),
     "keys rotate": (keys_rotate, (NOW,)),
     "keys revoke": (keys_revoke, (KID, NO_REPLACEMENT)),
-    "keys export": (keys_export, ()),
+    "keys export": (keys_export, (PEM,)),
     "rekey": (rekey, (DRY_RUN,)),
     "backup": (backup, (FILE,)),
     "users list": (users_list, ()),

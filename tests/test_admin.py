@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import sqlite3
 import stat
 import threading
@@ -16,6 +17,7 @@ from concurrent.futures import Future
 from unittest import mock
 
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 import admin
 import server
@@ -535,6 +537,22 @@ class Keys(KeysTest):
         code, out, _ = self.admin("keys", "export")
         self.assertEqual((code, json.loads(out)), (0, app.keys.published().document()))
         self.assertNotIn('"d"', out)
+
+    def test_are_exported_as_pem_each_with_its_kid_and_the_signing_key_first(self):
+        app = self.open_server()
+        self.admin("keys", "rotate")
+        app.upkeep.notice_changes()
+        code, out, _ = self.admin("keys", "export", "--pem")
+        pattern = r"# kid (\S+)\n(-----BEGIN PUBLIC KEY-----\n[^-]+-----END PUBLIC KEY-----\n)"
+        blocks = re.findall(pattern, out)
+        self.assertEqual((code, "".join(f"# kid {kid}\n{pem}" for kid, pem in blocks)), (0, out))
+        keys = [public_jwk(load_pem_public_key(pem.encode())) for _, pem in blocks]  # type: ignore[arg-type]
+        self.assertEqual(keys, app.keys.published().document()["keys"])
+        self.assertEqual([kid for kid, _ in blocks], [key["kid"] for key in keys])
+
+    def test_are_exported_as_nothing_where_there_are_none(self):
+        self.admin("users", "add", "alice")
+        self.assertEqual(self.admin("keys", "export", "--pem"), (0, "", ""))
 
     def test_of_any_expiry_are_listed(self):
         app = self.open_server()
