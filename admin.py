@@ -36,6 +36,7 @@ from typing import Any, Callable, NamedTuple, TextIO
 # Our modules stand beside this file, also if it is reached through a link or by `python -I`.
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 
+from jwksd import progress
 from jwksd.ops import packages
 
 try:
@@ -113,7 +114,9 @@ def rekey(place: Installation, options: argparse.Namespace) -> Lines:
     """Seal every key that NOT_MY_KEY_PREVIOUS opens with NOT_MY_KEY; prints how many."""
     if not keystore.has_keys(place.database):
         raise Refused("there are no keys to seal anew")
-    count = opened_keys(place).rekey(dry_run=options.dry_run)
+    keys = opened_keys(place)
+    with progress.shown("rekey"):
+        count = keys.rekey(dry_run=options.dry_run)
     if options.dry_run:
         tell("no key was changed")
     elif count:
@@ -123,8 +126,15 @@ def rekey(place: Installation, options: argparse.Namespace) -> Lines:
 
 def backup(place: Installation, options: argparse.Namespace) -> Lines:
     """Copy the database to a new file while the server runs."""
+
+    def copied() -> str:
+        """How much of it is there; what waits in the log comes on top."""
+        sizes = (os.path.getsize(file) / 1_048_576 for file in (options.file, place.config.db))
+        return "{:.0f} of {:.0f} MiB".format(*sizes)
+
     try:
-        place.database.backup(options.file)
+        with progress.shown("backup", copied):
+            place.database.backup(options.file)
     except CannotOpen as error:
         raise Refused(str(error)) from None
     tell("the secret is not in it: keep a copy of that as well, and somewhere else")
@@ -173,8 +183,15 @@ def users_delete(place: Installation, options: argparse.Namespace) -> Lines:
     """Delete an account and retire its name. Tokens it holds stay valid until they expire."""
     users = place.accounts()
     name = users.stored_name(options.name)
+    reached = (0, 0)
+
+    def passed(*rows: int) -> None:
+        nonlocal reached
+        reached = rows[0], rows[1]
+
     try:
-        users.delete(name, free=options.free)
+        with progress.shown("users delete", lambda: "row {:,} of {:,} of the log".format(*reached)):
+            users.delete(name, free=options.free, passed=passed)
     except accounts.UnknownUser:
         if not options.free:
             raise

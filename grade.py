@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import test_server
-from jwksd import __version__
+from jwksd import __version__, progress
 from jwksd.grading import reports, rubric, sandbox
 from jwksd.grading.asking import printable
 from jwksd.grading.judging import ServerTest
@@ -216,10 +216,12 @@ def graded_rows(
                 f"lost {row['lost']}, not judged {row['not judged']}  "
                 f"({time.monotonic() - began:.0f} s)  {row['outcome']}"
             )
-            print(printable(line), flush=True)
+            with shown.hidden():
+                print(printable(line), flush=True)
         return row
 
-    with ThreadPoolExecutor(options.jobs) as pool:
+    done = progress.shown("grading", lambda: f"{count} of {len(chosen)} done")
+    with done as shown, ThreadPoolExecutor(options.jobs) as pool:
         return list(pool.map(one, chosen))
 
 

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 from urllib.parse import urlsplit
 
-from jwksd import __version__
+from jwksd import __version__, progress
 from jwksd.ops import mounts, ownership, settings, startup
 from jwksd.ops import secret as secret_file
 from jwksd.ops.installation import Installation
@@ -120,7 +120,8 @@ def carry_out(checks: Mapping[str, Check], place: Examined) -> Iterator[Finding]
     """The findings of those that apply."""
     for name, check in checks.items():
         try:
-            found = check(place)
+            with progress.shown(f"doctor: {name}"):
+                found = check(place)
         except PermissionError as error:
             found = PROBLEM, f"{error.filename} is closed to this user: {AS_THE_SERVER}"
         except (Unavailable, settings.ConfigurationError, keystore.WrongSecret) as error:
