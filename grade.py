@@ -42,7 +42,7 @@ from jwksd.grading import reports, rubric, sandbox
 from jwksd.grading.asking import printable
 from jwksd.grading.judging import ServerTest
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent  # a folder, or the one file that a release is
 COLUMNS = ("name", "folder", "setup", "start", "port", "env", "database")
 NAME = re.compile(r"\w[\w.@-]{0,63}")  # becomes a folder, and a word in a page
 PORT = "8080"  # where the table names none
@@ -155,8 +155,8 @@ class Grader:
         limits = self.rubric.limits
         patience = sum(limits[f"{what}_seconds"] for what in ("setup", "start", "total")) + SLACK
         process = subprocess.Popen(  # noqa: S603 (our own command)
-            sandbox.command_of(sys.executable, self.isolated),
-            cwd=ROOT, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            sandbox.command_of(sys.executable, self.isolated, ROOT),
+            cwd=self.work, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, text=True, encoding="utf-8", errors="replace",
         )  # fmt: skip
         try:
