@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import logging
+import re
 import unittest
 from collections.abc import Iterator
 
@@ -92,6 +93,18 @@ class Lines(unittest.TestCase):
         for event in journal.EVENTS:
             self.assertRegex(event.name, r"^[a-z]+(_[a-z]+)*$")
             self.assertIn(event.level, ("info", "warning", "error"))
+
+
+class TheOperatorsPage(unittest.TestCase):
+    def test_has_every_event_with_its_level(self):
+        page = (ROOT / "docs/operations.md").read_text("utf-8")
+        table = page.split("| event | level | tells of |\n")[1].split("\n\n")[0]
+        found: dict[str, str] = {}
+        for row in table.splitlines()[1:]:
+            events, levels = (re.findall(r"\w+", cell) for cell in row.split(" | ")[:2])
+            found.update(zip(events, levels if len(levels) > 1 else levels * len(events)))
+        told = {event.name: event.level for event in journal.EVENTS}
+        self.assertEqual(found, {"request": "info", **told})
 
 
 class AnObject(unittest.TestCase):
