@@ -127,6 +127,8 @@ def rekey(place: Installation, options: argparse.Namespace) -> Lines:
 def backup(place: Installation, options: argparse.Namespace) -> Lines:
     """Copy the database to a new file while the server runs."""
 
+    # By the sizes of the files: SQLite's own progress wants a copy in steps, and such a copy begins
+    # again whenever somebody writes between two of them. Beside a busy server it never ends.
     def copied() -> str:
         """How much of it is there; what waits in the log comes on top."""
         sizes = (os.path.getsize(file) / 1_048_576 for file in (options.file, place.config.db))
