@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The operator's commands: keys and users, while the server runs or before it ever did.
 
-    python admin.py [--db FILE] keys list | rotate [--now] | revoke KID | export
+    python admin.py [--db FILE] keys list | rotate [--now] | revoke KID | export [--pem]
     python admin.py [--db FILE] rekey [--dry-run] | backup FILE
     python admin.py [--db FILE] [--argon2 COST] users list | add NAME | reset NAME | delete NAME
     python admin.py [--db FILE] log [--follow] [--summary] [--outcome WORD] [--since 1h] ...
@@ -36,6 +36,7 @@ from typing import Any, Callable, NamedTuple, TextIO
 # Our modules stand beside this file, also if it is reached through a link or by `python -I`.
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 
+from jwksd import progress
 from jwksd.ops import packages
 
 try:
@@ -58,9 +59,9 @@ class Refused(Exception):
     """The command cannot be carried out; the sentence says why."""
 
 
-def opened_keys(place: Installation) -> keystore.KeyStore:
+def opened_keys(place: Installation, log: Callable[[str], None] | None = None) -> keystore.KeyStore:
     """The keys, opened with the secret that the server would use."""
-    return place.keys(*secret.load_secret(place.database, place.environ, tell), tell)
+    return place.keys(*secret.load_secret(place.database, place.environ, tell), log or tell)
 
 
 def keys_list(place: Installation, options: argparse.Namespace) -> Lines:
@@ -82,28 +83,40 @@ def keys_rotate(place: Installation, options: argparse.Namespace) -> Lines:
 
 def keys_revoke(place: Installation, options: argparse.Namespace) -> Lines:
     """Delete a key at once, with every token it signed; prints the kid of one made instead."""
+    said: list[str] = []
+    keys = opened_keys(place, said.append)
+    for line in said:  # and nothing that is said later: that the key is gone is no news here
+        tell(line)
     try:
-        made = opened_keys(place).revoke(options.kid, replace=not options.no_replacement)
+        made = keys.revoke(options.kid, replace=not options.no_replacement)
     except keystore.UnknownKey as error:
         raise Refused(str(error)) from None
     tell(
         "it is out of the JWKS; clients that fetched it before trust it until they fetch again: "
         f"caches for up to {keystore.JWKS_MAX_AGE} s, some clients for hours (docs/operations.md)"
     )
+    if not keys.published().keys:
+        tell("no key is left: /auth answers 404 until keys rotate, or a start, makes one")
     return [] if made is None else [made]
 
 
 def keys_export(place: Installation, options: argparse.Namespace) -> Lines:
-    """Print the JWKS that the server publishes now."""
+    """Print the JWKS that the server publishes now, or its keys as PEM, the signing key first."""
     known = keystore.has_keys(place.database)
-    return [json.dumps(opened_keys(place).published().document() if known else {"keys": []})]
+    found = opened_keys(place).published() if known else keystore.KeySet((), 0, 0)
+    if not options.pem:
+        return [json.dumps(found.document())]
+    # Readers of PEM skip what stands before a block (RFC 7468 §2).
+    return [f"# kid {key.kid}\n{keystore.public_pem(key).rstrip()}" for key in found.keys]
 
 
 def rekey(place: Installation, options: argparse.Namespace) -> Lines:
     """Seal every key that NOT_MY_KEY_PREVIOUS opens with NOT_MY_KEY; prints how many."""
     if not keystore.has_keys(place.database):
         raise Refused("there are no keys to seal anew")
-    count = opened_keys(place).rekey(dry_run=options.dry_run)
+    keys = opened_keys(place)
+    with progress.shown("rekey"):
+        count = keys.rekey(dry_run=options.dry_run)
     if options.dry_run:
         tell("no key was changed")
     elif count:
@@ -113,8 +126,17 @@ def rekey(place: Installation, options: argparse.Namespace) -> Lines:
 
 def backup(place: Installation, options: argparse.Namespace) -> Lines:
     """Copy the database to a new file while the server runs."""
+
+    # By the sizes of the files: SQLite's own progress wants a copy in steps, and such a copy begins
+    # again whenever somebody writes between two of them. Beside a busy server it never ends.
+    def copied() -> str:
+        """How much of it is there; what waits in the log comes on top."""
+        sizes = (os.path.getsize(file) / 1_048_576 for file in (options.file, place.config.db))
+        return "{:.0f} of {:.0f} MiB".format(*sizes)
+
     try:
-        place.database.backup(options.file)
+        with progress.shown("backup", copied):
+            place.database.backup(options.file)
     except CannotOpen as error:
         raise Refused(str(error)) from None
     tell("the secret is not in it: keep a copy of that as well, and somewhere else")
@@ -163,8 +185,15 @@ def users_delete(place: Installation, options: argparse.Namespace) -> Lines:
     """Delete an account and retire its name. Tokens it holds stay valid until they expire."""
     users = place.accounts()
     name = users.stored_name(options.name)
+    reached = (0, 0)
+
+    def passed(*rows: int) -> None:
+        nonlocal reached
+        reached = rows[0], rows[1]
+
     try:
-        users.delete(name, free=options.free)
+        with progress.shown("users delete", lambda: "row {:,} of {:,} of the log".format(*reached)):
+            users.delete(name, free=options.free, passed=passed)
     except accounts.UnknownUser:
         if not options.free:
             raise
@@ -251,6 +280,7 @@ class Argument(NamedTuple):
 
 NOW = Argument("--now", {"action": "store_true", "help": "sign with it at once, not after a lead"})
 KID = Argument("kid", {"metavar": "KID", "help": "the key, as keys list names it"})
+PEM = Argument("--pem", {"action": "store_true", "help": "as PEM, for verifiers that want a file"})
 NO_REPLACEMENT = Argument(
     "--no-replacement",
     {"action": "store_true", "help": "make no key even if none is left to sign with"},
@@ -289,7 +319,7 @@ COMMANDS: dict[str, tuple[Command, tuple[Argument, ...]]] = {
     "keys list": (keys_list, ()),
     "keys rotate": (keys_rotate, (NOW,)),
     "keys revoke": (keys_revoke, (KID, NO_REPLACEMENT)),
-    "keys export": (keys_export, ()),
+    "keys export": (keys_export, (PEM,)),
     "rekey": (rekey, (DRY_RUN,)),
     "backup": (backup, (FILE,)),
     "users list": (users_list, ()),

@@ -37,12 +37,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import test_server
-from jwksd import __version__
+from jwksd import __version__, progress
 from jwksd.grading import reports, rubric, sandbox
 from jwksd.grading.asking import printable
 from jwksd.grading.judging import ServerTest
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent  # a folder, or the one file that a release is
 COLUMNS = ("name", "folder", "setup", "start", "port", "env", "database")
 NAME = re.compile(r"\w[\w.@-]{0,63}")  # becomes a folder, and a word in a page
 PORT = "8080"  # where the table names none
@@ -155,8 +155,8 @@ class Grader:
         limits = self.rubric.limits
         patience = sum(limits[f"{what}_seconds"] for what in ("setup", "start", "total")) + SLACK
         process = subprocess.Popen(  # noqa: S603 (our own command)
-            sandbox.command_of(sys.executable, self.isolated),
-            cwd=ROOT, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            sandbox.command_of(sys.executable, self.isolated, ROOT),
+            cwd=self.work, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, text=True, encoding="utf-8", errors="replace",
         )  # fmt: skip
         try:
@@ -216,10 +216,12 @@ def graded_rows(
                 f"lost {row['lost']}, not judged {row['not judged']}  "
                 f"({time.monotonic() - began:.0f} s)  {row['outcome']}"
             )
-            print(printable(line), flush=True)
+            with shown.hidden():
+                print(printable(line), flush=True)
         return row
 
-    with ThreadPoolExecutor(options.jobs) as pool:
+    done = progress.shown("grading", lambda: f"{count} of {len(chosen)} done")
+    with done as shown, ThreadPoolExecutor(options.jobs) as pool:
         return list(pool.map(one, chosen))
 
 

@@ -61,7 +61,7 @@ import ratelimit
 from jwksd import __version__, httpd
 from jwksd.api import answers, inputs, limits, metrics, oauth, pages
 from jwksd.httpd import Answer, Request, Response, json_response
-from jwksd.ops import certificate, process, secret, settings, startup
+from jwksd.ops import certificate, journal, process, secret, settings, startup
 from jwksd.ops.settings import ConfigurationError, Settings
 from jwksd.ops.upkeep import WRITING, Upkeep
 from jwksd.store import names
@@ -551,8 +551,9 @@ def open_app(
     monotonic: Callable[[], float] = time.monotonic,
 ) -> App:
     """The database, its keys and accounts, and the App on top."""
-    if config.issuer is None and config.host in ("", "0.0.0.0", "::"):  # noqa: S104
-        log(f"clients elsewhere cannot use the issuer {settings.default_issuer(url)}: set --issuer")
+    unusable = startup.unusable_issuer(config, url)
+    if unusable is not None:
+        log(unusable)
     secret.check_given_secrets(environ, shared=startup.is_url(config.db))
     try:
         database = startup.open_database(config.db)
@@ -674,6 +675,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         process.leave_on_signals()
         process.keep_secrets()
         config, supervisor = settings.configure(flags, os.environ), httpd.Supervisor.of(os.environ)
+        if config.access_log == "json":
+            journal.speak_json(log)
         service = Service(config, os.environ, log.write, supervisor)
     except ConfigurationError as error:
         log.write(f"server.py: {error}")

@@ -6,6 +6,7 @@ api/      what comes in and what goes out
 ops/      what an operator sets and asks
 grading/  what test_server.py and grade.py are made of: a client, verdicts, reports
 flaws.py  tokens with one flaw each, for lab.py
+progress.py  how far a long command is, on a terminal
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import sqlite3
 import stat
 import threading
@@ -16,6 +17,7 @@ from concurrent.futures import Future
 from unittest import mock
 
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 import admin
 import server
@@ -490,16 +492,27 @@ class Keys(KeysTest):
         code, out, err = self.admin("keys", "revoke", old)
         self.assertEqual(code, 0)
         self.assertIn("caches for up to 300 s", err)
+        self.assertEqual(err.count("\n"), 1, err)  # no alarm about what was asked for
         app.upkeep.notice_changes()
         self.assertEqual([key.kid for key in app.keys.published().keys], [out.strip()])
 
     def test_are_not_replaced_if_told_so(self):
         app = self.open_server()
         words = ("keys", "revoke", app.keys.signing_key().kid, "--no-replacement")
-        self.assertEqual(self.admin(*words)[:2], (0, ""))
+        code, out, err = self.admin(*words)
+        self.assertEqual((code, out, err.count("\n")), (0, "", 2), err)
+        self.assertTrue(err.splitlines()[1].startswith("no key is left: /auth answers 404"), err)
         app.upkeep.notice_changes()
         app.upkeep.tick()
         self.assertEqual(app.keys.published().keys, ())
+
+    def test_are_revoked_without_hiding_what_the_opening_found(self):
+        app = self.open_server()
+        self.admin("keys", "rotate")
+        app.database.write(lambda c: c.execute("UPDATE keys SET exp = exp + 1 WHERE kid = 1"))
+        code, _, err = self.admin("keys", "revoke", app.keys.signing_key().kid)
+        self.assertEqual(code, 0)
+        self.assertIn("row-1", err.splitlines()[0])
 
     def test_with_a_hyphen_in_front_are_revoked_like_any_other(self):
         key = key_with_a_hyphen()
@@ -524,6 +537,22 @@ class Keys(KeysTest):
         code, out, _ = self.admin("keys", "export")
         self.assertEqual((code, json.loads(out)), (0, app.keys.published().document()))
         self.assertNotIn('"d"', out)
+
+    def test_are_exported_as_pem_each_with_its_kid_and_the_signing_key_first(self):
+        app = self.open_server()
+        self.admin("keys", "rotate")
+        app.upkeep.notice_changes()
+        code, out, _ = self.admin("keys", "export", "--pem")
+        pattern = r"# kid (\S+)\n(-----BEGIN PUBLIC KEY-----\n[^-]+-----END PUBLIC KEY-----\n)"
+        blocks = re.findall(pattern, out)
+        self.assertEqual((code, "".join(f"# kid {kid}\n{pem}" for kid, pem in blocks)), (0, out))
+        keys = [public_jwk(load_pem_public_key(pem.encode())) for _, pem in blocks]  # type: ignore[arg-type]
+        self.assertEqual(keys, app.keys.published().document()["keys"])
+        self.assertEqual([kid for kid, _ in blocks], [key["kid"] for key in keys])
+
+    def test_are_exported_as_nothing_where_there_are_none(self):
+        self.admin("users", "add", "alice")
+        self.assertEqual(self.admin("keys", "export", "--pem"), (0, "", ""))
 
     def test_of_any_expiry_are_listed(self):
         app = self.open_server()

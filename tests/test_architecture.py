@@ -18,14 +18,15 @@ ROOMS: dict[str, set[str]] = {
     "httpd": set(),
     "store": {"jwt_minimal"},
     "api": {"httpd", "jwt_minimal", "ratelimit", "store"},
-    "ops": {"httpd", "jwt_minimal", "ratelimit", "store"},
+    "ops": {"httpd", "jwt_minimal", "progress", "ratelimit", "store"},
     "flaws": {"jwt_minimal"},
+    "progress": set(),
     "server": {"api", "httpd", "jwt_minimal", "ops", "ratelimit", "store"},
-    "admin": {"api", "ops", "store"},
+    "admin": {"api", "ops", "progress", "store"},
     "lab": {"flaws", "grading"},
     "grading": {"jwt_minimal"},
     "test_server": {"grading", "jwt_minimal", "server"},
-    "grade": {"grading", "test_server"},
+    "grade": {"grading", "progress", "test_server"},
 }
 PACKAGES = {"argon2": {"store"}, "cryptography": {"flaws", "jwt_minimal", "lab", "store"}}
 SOURCES = {

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sqlite3
 import time
 import unittest
+from concurrent.futures import Future
 from unittest import mock
 
+from jwksd.httpd import json_response
 from jwksd.ops import doctor
 from jwksd.store.accounts import Accounts, write_attempts
 from jwksd.store.database import CannotOpen
@@ -126,6 +129,49 @@ class AMachine(DoctorTest):
             )
             with usage, mock.patch("jwksd.ops.doctor.DISK_PROBLEM", least):
                 self.assertFinds("disk", state, "free")
+
+
+class AnAddress(DoctorTest):
+    def setUp(self):
+        super().setUp()
+        self.make()
+
+    def given(self, **values: str) -> dict[str, str]:
+        return {**ENVIRON, **{f"JWKS_{name.upper()}": text for name, text in values.items()}}
+
+    def test_of_every_interface_is_no_issuer_for_clients_elsewhere(self):
+        for host, shown in (("0.0.0.0", "//127.0.0.1:80"), ("::", "//[::1]:80")):
+            environ = self.given(host=host, port="80")
+            self.assertFinds("issuer", "note", shown, "set --issuer", environ=environ)
+            environ["JWKS_ISSUER"] = "https://issuer.example"
+            self.assertEqual(self.doctor(environ)[1]["issuer"], ("ok", "https://issuer.example"))
+
+    def test_that_is_localhost_to_the_one_and_127_0_0_1_to_the_other_is_noted(self):
+        for host, name, twin in (
+            ("127.0.0.1", "http://localhost:8080/at", "http://127.0.0.1:8080/at"),
+            ("localhost", "http://127.0.0.1:8080", "http://localhost:8080"),
+            ("localhost", "http://[::1]:8080", "http://localhost:8080"),
+        ):
+            environ = self.given(host=host, issuer=name)
+            refused = f"some (openid-client) refuse it from {twin}"
+            self.assertFinds("issuer", "note", f"{name}: give", refused, environ=environ)
+
+    def test_is_told_letter_by_letter(self):
+        for values, name in (
+            ({}, "http://127.0.0.1:8080"),
+            ({"host": "::1", "port": "9"}, "http://[::1]:9"),
+            ({"host": "192.0.2.1", "tls_cert": "c", "tls_key": "k"}, "https://192.0.2.1:8080"),
+            ({"host": "unix:/run/x", "issuer": "https://issuer.example"}, "https://issuer.example"),
+            ({"host": "unix:/run/x"}, "http://localhost"),
+        ):
+            state, text = self.doctor(self.given(**values))[1]["issuer"]
+            self.assertEqual((state, text.split(": give")[0]), ("ok", name))
+
+    def test_has_a_check_of_a_balancer_for_the_keys_and_another_for_logins(self):
+        for issuer, base in (("https://h", ""), ("https://h/a/b/", "/a/b")):
+            _, text = self.doctor(self.given(issuer=issuer))[1]["balancer"]
+            self.assertIn(f"key set is GET {base}/.well-known/jwks.json", text)
+            self.assertIn(f"GET {base}/healthz", text)
 
 
 class Files(DoctorTest):
@@ -260,7 +306,7 @@ class ADatabase(DoctorTest):
         code, report = self.doctor({**ENVIRON, "NOT_MY_KEY": "another one, wrong"})
         self.assertEqual(code, 1)
         found = {check for check, (state, _) in report.items() if state == "problem"}
-        self.assertEqual(found, {"integrity", "users", "keys"})
+        self.assertEqual(found, {"integrity", "users", "logins", "keys"})
         self.assertIn("restore a backup", report["integrity"][1])
 
     def test_with_any_page_damaged_or_cut_short_is_told_without_a_traceback(self):
@@ -389,6 +435,26 @@ class UsersAndTheLog(DoctorTest):
         self.assertEqual(code, 0)
         since = utc_text(time.time() - 2 * DAY)[:10]
         self.assertIn(f"about 2 attempts since {since}", report["log"][1])
+
+    def test_have_a_newest_login(self):
+        self.assertEqual(self.doctor()[1]["logins"], ("ok", "nobody has logged in"))
+        app = self.open_server()
+        password = app.accounts.reset("alice")
+        before = utc_text(time.time())[:19]
+        answer: Future = Future()
+        user = app.accounts.authenticate("alice", password)
+        app.log_attempt("192.0.2.1", "success", user, answer, json_response(200, {}))
+        answer.result(10)
+        app.database.close()
+        _, text = self.doctor()[1]["logins"]
+        found = re.fullmatch("the newest at (.*) UTC", text)
+        self.assertTrue(before <= found[1] <= utc_text(time.time()), text)
+
+    def test_with_a_last_login_of_another_program_are_told_in_one_line(self):
+        for value in ("yesterday\n\t", 5, b"\xff"):
+            self.change("UPDATE users SET last_login = ?", value)
+            state, text = self.doctor()[1]["logins"]
+            self.assertEqual((state, text[:14]), ("ok", "the newest at "))
 
     def test_that_are_older_than_the_retention_are_noted(self):
         self.attempt(100 * DAY)

@@ -82,6 +82,16 @@ class Lines(unittest.TestCase):
         self.assertTrue(log.flush(PATIENCE))
         self.assertEqual(stream.getvalue(), "one\ntwo\n")
 
+    def test_have_the_form_that_was_set_but_those_of_the_access_log_have_their_own(self) -> None:
+        stream = io.StringIO()
+        log = LineLog(stream)
+        log.write("before")
+        log.form = "<{}>".format
+        log.write("after")
+        log.write_access("access")
+        self.assertTrue(log.flush(PATIENCE))
+        self.assertEqual(stream.getvalue(), "before\n<after>\naccess\n")
+
     def test_are_dropped_and_counted_when_nobody_empties_the_pipe(self) -> None:
         reading, stream = pipe_writer()
         log = LineLog(stream, limit=10)
@@ -158,8 +168,10 @@ class AccessLog(unittest.TestCase):
             client.rest()
         later, long = (json.loads(line) for text in server.lines for line in text.split("\n"))
         self.assertEqual(
-            list(later), ["time", "client", "method", "path", "status", "octets", "seconds"]
+            list(later),
+            ["time", "level", "event", "client", "method", "path", "status", "octets", "seconds"],
         )
+        self.assertEqual((later["level"], later["event"]), ("info", "request"))
         self.assertEqual(later["seconds"], 3.0)
         self.assertNotIn("secret", str(long))
         self.assertEqual(len(long["path"]), LOG_PATH)

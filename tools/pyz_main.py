@@ -1,4 +1,4 @@
-"""The one file's front door: `python3 jwks-server.pyz [admin|lab|explain ...]`.
+"""The one file's front door: `python3 jwks-server.pyz [admin|lab|grade|explain ...]`.
 
 The first word chooses a program; without one of them the server starts. tools/release.py puts this
 into the archive as `__main__.py`.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-PROGRAMS = {"server": "server", "admin": "admin", "lab": "lab"}
+PROGRAMS = {"server": "server", "admin": "admin", "lab": "lab", "grade": "grade"}
 TOKEN_COMMANDS = {"explain", "decode", "verify", "jwk", "thumbprint"}  # of jwt_minimal
 
 

@@ -32,9 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tools import lock
 
 ROOT = lock.ROOT
-# A grader runs the tests beside it as a process of their own, which a file cannot be.
-NOT_IN_THE_ONE_FILE = re.compile(r"(tests|bench|docs|tools|deploy|\.ci)/|(test_server|grade)\.py$")
-IN_THE_ONE_FILE = re.compile(r".*\.(py|sql|html|js|css|svg)$|LICENSE$")
+NOT_IN_THE_ONE_FILE = re.compile(r"(tests|bench|docs(?!/rubrics)|tools|deploy|\.ci)/")
+IN_THE_ONE_FILE = re.compile(r".*\.(py|sql|html|js|css|svg)$|LICENSE$|docs/rubrics/.*\.json$")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip archive can name
 SHEBANG = b"#!/usr/bin/env python3\n"
 

@@ -34,6 +34,11 @@ ISOLATED = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork"
             "--mount-proc"]  # fmt: skip
 INNER = ["unshare", "--pid", "--fork", "--kill-child", "setpriv", "--no-new-privs",
          "--bounding-set=-all", "--inh-caps=-all"]  # fmt: skip
+# Programs of ours for `python -c`. Our modules come first, from a folder or from one file, and the
+# current folder, where strangers' files may be, not at all.
+OURS = "import sys; sys.path[0] = sys.argv[1]; "
+TRY_ALL = OURS + "from jwksd.grading import sandbox; sandbox.try_all(sys.argv[2])"
+WARDEN = OURS + "from jwksd.grading import warden; warden.main()"
 MIB = 1 << 20
 KEPT = 64 * 1024  # octets of output at its beginning, and as many at its end
 TICK = 0.2  # s between two looks at what a submission uses
@@ -56,11 +61,10 @@ def must(result: int, what: str) -> None:
 
 def works(python: str, folder: Path, root: Path) -> bool:
     """Whether namespaces do all that this file wants of them, on this machine and for this user."""
-    code = "import sys; from jwksd.grading import sandbox as s; s.try_all(sys.argv[1])"
     try:
         done = subprocess.run(  # noqa: S603 (our own command)
-            [*ISOLATED, python, "-c", code, str(folder)],
-            cwd=root,
+            [*ISOLATED, python, "-c", TRY_ALL, str(root), str(folder)],
+            cwd=folder,
             capture_output=True,
             timeout=30,
         )
@@ -259,9 +263,9 @@ def size(folder: Path) -> int:
     return total
 
 
-def command_of(python: str, isolated: bool) -> Sequence[str]:
-    """How grade.py starts the warden."""
-    return [*(ISOLATED if isolated else []), python, "-m", "jwksd.grading.warden"]
+def command_of(python: str, isolated: bool, root: Path) -> Sequence[str]:
+    """How grade.py starts the warden; `root` is where our modules are."""
+    return [*(ISOLATED if isolated else []), python, "-c", WARDEN, str(root)]
 
 
 def python() -> str:

@@ -1,4 +1,4 @@
-"""One submission from its folder to its verdicts: `python -m jwksd.grading.warden`, by grade.py.
+"""One submission from its folder to its verdicts: a process of its own, which grade.py starts.
 
     stdin:  what to do, as JSON    copy -> set-up -> start -> wait for an answer -> checks -> stop
     stdout: a line of JSON for each check as it is judged, and one at the end
@@ -214,7 +214,3 @@ def main() -> None:
     task = json.load(sys.stdin)
     out, sys.stdout = sys.stdout, sys.stderr
     print(json.dumps(Warden(task, out).run()), file=out, flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """The log: lines that never hold anybody up, and what they look like.
 
-    loop, workers --write--> deque (bounded) --one thread--> standard error
+    loop, workers --write--> form --> deque (bounded) --one thread--> standard error
 
 Rules of this file:
 - Writing never blocks and never raises. A log that nobody reads costs its lines, which are counted,
@@ -8,7 +8,8 @@ Rules of this file:
 - A line is ASCII without control characters, whatever the client sent, and has no secret in it: no
   query, no header, no body, no message of an exception.
 
-It leaves out: levels, rotation and files; those are the supervisor's (systemd, docker).
+It leaves out: rotation and files; those are the supervisor's (systemd, docker). What the operator's
+lines look like beside plain text is for the caller to say (`form`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import threading
 import time
 from collections import deque
 from json import dumps
-from typing import TextIO
+from typing import Callable, TextIO
 
 from jwksd.httpd.parser import Request, Response
 
@@ -46,14 +47,15 @@ class LineLog:
         self._written.set()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()  # guards _thread, so that there is one
+        self.form: Callable[[str], str] = str  # of what `write` is given: as it stands
         self.dropped = 0
 
     def write(self, line: str) -> None:
-        """Queue one line, or several with line ends between them."""
-        self._queue(line, self._limit)
+        """Queue one line in its form, or several with line ends between them."""
+        self._queue(self.form(line), self._limit)
 
     def write_access(self, line: str) -> None:
-        """The same for the access log, which leaves some room for what the operator must know."""
+        """Queue lines of the access log as they stand; they leave some room for the others."""
         self._queue(line, self._limit - max(1, int(ROOM_KEPT * self._limit)))
 
     def _queue(self, line: str, limit: int) -> None:
@@ -138,6 +140,8 @@ def json_line(stamp: str, client: str, request: Request, response: Response, sec
     return dumps(
         {
             "time": stamp,
+            "level": "info",
+            "event": "request",
             "client": client,
             "method": request.method,
             "path": request.path[:LOG_PATH],
@@ -148,10 +152,11 @@ def json_line(stamp: str, client: str, request: Request, response: Response, sec
     )
 
 
+JSON_TIME = "%Y-%m-%dT%H:%M:%SZ"  # RFC 3339
 # name -> the time's format, the line's
 ACCESS_LOGS = {
     "text": ("%d/%b/%Y:%H:%M:%S +0000", text_line),
-    "json": ("%Y-%m-%dT%H:%M:%SZ", json_line),
+    "json": (JSON_TIME, json_line),
     "off": ("", None),
 }
 

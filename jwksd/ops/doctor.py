@@ -1,6 +1,7 @@
 """What `admin.py doctor` finds: whether this installation is sound, and what to do where it is not.
 
     machine     python, sqlite, packages            what it runs on
+    address     issuer, balancer                    what clients and a balancer must be told
     files       directory, disk, files, wal         what it runs from; the database is still closed
     database    opened as a reader does             the end, if the server could not open it either
     content     integrity ... clock                 each for itself: one failure hides no other
@@ -32,13 +33,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, NamedTuple, Optional
+from urllib.parse import urlsplit
 
-from jwksd import __version__
+from jwksd import __version__, progress
 from jwksd.ops import mounts, ownership, settings, startup
 from jwksd.ops import secret as secret_file
 from jwksd.ops.installation import Installation
 from jwksd.ops.packages import FLOORS
-from jwksd.store import keystore
+from jwksd.store import accounts, keystore
 from jwksd.store.database import CannotOpen, Unavailable
 from jwksd.store.logins import utc_text
 from jwksd.store.sqlite import SCHEMA_VERSION, ReadOnly
@@ -118,7 +120,8 @@ def carry_out(checks: Mapping[str, Check], place: Examined) -> Iterator[Finding]
     """The findings of those that apply."""
     for name, check in checks.items():
         try:
-            found = check(place)
+            with progress.shown(f"doctor: {name}"):
+                found = check(place)
         except PermissionError as error:
             found = PROBLEM, f"{error.filename} is closed to this user: {AS_THE_SERVER}"
         except (Unavailable, settings.ConfigurationError, keystore.WrongSecret) as error:
@@ -168,6 +171,43 @@ def packages(place: Examined) -> Verdict:
         if tuple(map(int, re.findall("[0-9]+", version)[:2])) < FLOORS[name]
     ]
     return verdict(old, [], ", ".join(f"{name} {version}" for name, version in found.items()))
+
+
+# -- the address, as far as the variables tell it: flags of a running server are not seen here
+
+TWINS = {"localhost": "127.0.0.1", "127.0.0.1": "localhost", "::1": "localhost"}
+
+
+def issuer(place: Examined) -> Verdict:
+    """Whether clients find it under the name that it gives itself, which they compare as text."""
+    config, url = place.config, url_of(place.config)
+    unusable = startup.unusable_issuer(config, url)
+    if unusable is not None:
+        return NOTE, unusable
+    name = config.issuer or settings.default_issuer(url)
+    host = urlsplit(name).hostname or ""
+    if host not in TWINS:
+        return OK, name
+    twin = name.replace(f"[{host}]" if ":" in host else host, TWINS[host], 1)
+    advice = f"{name}: give clients exactly this; some (openid-client) refuse it from {twin}"
+    return (NOTE if config.host == TWINS[host] else OK), advice
+
+
+def url_of(config: settings.Settings) -> str:
+    """Where a server with these settings listens."""
+    if config.host.startswith("unix:"):
+        return config.host
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return f"{'https' if config.tls_cert else 'http'}://{host}:{config.port}"
+
+
+def balancer(place: Examined) -> Verdict:
+    """What a balancer should ask, so that a database that fails takes no keys off the air."""
+    base = urlsplit(place.config.issuer or "").path.rstrip("/")
+    return OK, (
+        f"its check of the key set is GET {base}/.well-known/jwks.json, that of {base}/auth and "
+        f"{base}/register is GET {base}/healthz, which fails with the database"
+    )
 
 
 # -- the files, with the database still closed
@@ -393,6 +433,12 @@ def users(place: Examined) -> Verdict:
     return verdict(problems, notes, str(found.total))
 
 
+def logins(place: Examined) -> Verdict:
+    """The newest."""
+    newest = accounts.newest_login(place.database)
+    return OK, "nobody has logged in" if newest is None else f"the newest at {newest:.19} UTC"
+
+
 def log(place: Examined) -> Verdict:
     """Its size, and whether old rows are removed."""
     first, _, rows = place.logins().extent()
@@ -438,6 +484,8 @@ OUTSIDE: dict[str, Check] = {
     "python": python,
     "sqlite": sqlite,
     "packages": packages,
+    "issuer": issuer,
+    "balancer": balancer,
     "directory": directory,
     "disk": disk,
     "files": files,
@@ -451,6 +499,7 @@ INSIDE: dict[str, Check] = {
     "keys": keys,
     "rotation": rotation,
     "users": users,
+    "logins": logins,
     "log": log,
     "clock": clock,
 }

@@ -246,7 +246,10 @@ class Settings:
         "75s", whole_seconds, "DURATION", "how long a connection may rest; longer than a proxy's"
     )
     access_log: str = setting(
-        "text", one_of("text", "json", "off"), "FORMAT", "a line per request: text, json or off"
+        "text",
+        one_of("text", "json", "off"),
+        "FORMAT",
+        "a line per request: text, json (so is every other line then) or off",
     )
 
     @property

@@ -15,10 +15,12 @@ from typing import Callable
 
 from jwksd import httpd
 from jwksd.ops import mounts, ownership
-from jwksd.ops.settings import ConfigurationError, Settings
+from jwksd.ops.settings import ConfigurationError, Settings, default_issuer
 from jwksd.store import accounts, keystore
 from jwksd.store.database import CannotOpen, Database, Reading, Unavailable
 from jwksd.store.sqlite import SQLite
+
+ANY_ADDRESS = ("", "0.0.0.0", "::")  # noqa: S104 (compared with, not listened on)
 
 
 def listen(config: Settings) -> httpd.Listener:
@@ -37,6 +39,16 @@ def listen(config: Settings) -> httpd.Listener:
             f"cannot listen on {config.host} port {config.port}: {reason}; "
             "choose another --host or --port"
         ) from error
+
+
+def unusable_issuer(config: Settings, url: str) -> str | None:
+    """Why clients on other machines cannot use our issuer; None if they can.
+
+    `url` is where we listen.
+    """
+    if config.issuer is not None or config.host not in ANY_ADDRESS:
+        return None
+    return f"clients elsewhere cannot use the issuer {default_issuer(url)}: set --issuer"
 
 
 def require_ours(connection: Reading) -> None:

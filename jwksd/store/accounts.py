@@ -37,7 +37,16 @@ import argon2
 
 from jwksd.store import claims
 from jwksd.store.database import CannotOpen, Connection, Database, Reading
-from jwksd.store.logins import Attempt, LoginLog, disown_newer, several, utc_text, write_log
+from jwksd.store.logins import (
+    Attempt,
+    LoginLog,
+    Passed,
+    disown_newer,
+    several,
+    unseen,
+    utc_text,
+    write_log,
+)
 from jwksd.store.names import checked_name, fold
 
 HASH = re.compile(
@@ -402,20 +411,20 @@ class Accounts:
         self._change_user("UPDATE users SET password_hash = ? WHERE username = ?", (new_hash, name))
         return password
 
-    def delete(self, name: str, *, free: bool = False) -> None:
+    def delete(self, name: str, *, free: bool = False, passed: Passed = unseen) -> None:
         """Delete the account and retire its name; its rows in the login log stay, without a name.
 
         `free` lets somebody else have the name: tokens that the account holds then speak for them.
 
         Logins of the account end at once. Its rows may be millions, so they are gone through in
         small commits before the row of the account leaves; interrupted, it goes on when it is
-        called again.
+        called again. `passed` gets the number of the row that is reached, and the last one's.
 
         Raises:
             UnknownUser: there is no such account.
         """
         self._change_user("UPDATE users SET password_hash = '' WHERE username = ?", (name,))
-        newest = LoginLog(self._database, self._clock).disown(name)
+        newest = LoginLog(self._database, self._clock).disown(name, passed)
 
         def delete(connection: Connection) -> None:
             # Those that came meanwhile: no row names an account that does not exist.
@@ -617,3 +626,13 @@ class Verified:
         # A stored hash holds no NUL and is hashed first: no other pair gives the same bytes.
         bound = f"{user.password_hash}\0{password}".encode()
         return hashlib.blake2b(bound, key=self._key, digest_size=32).digest()
+
+
+def newest_login(database: Database) -> str | None:
+    """When somebody last logged in, as the database holds it; None if nobody has.
+
+    Raises:
+        Unavailable: the database cannot be read.
+    """
+    ((newest,),) = database.read("SELECT max(last_login) FROM users")
+    return None if newest is None else str(newest)

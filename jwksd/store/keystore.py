@@ -34,6 +34,7 @@ from types import MappingProxyType
 from typing import Any, Callable, NamedTuple, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from jwksd.store.database import CannotOpen, Connection, Database, Reading, Unavailable
 from jwksd.store.sealing import SALT_BYTES, SealBroken, derive, open_seal, salt_of, seal
@@ -593,3 +594,9 @@ def remembered_policy(database: Database) -> Policy | None:
 def generate() -> rsa.RSAPrivateKey:
     """A new RSA key; takes about 60 ms, without the interpreter's lock."""
     return rsa.generate_private_key(RSA_EXPONENT, RSA_BITS)
+
+
+def public_pem(key: Key) -> str:
+    """The public key as PEM (RFC 7468 §13), for verifiers that read a file."""
+    public_key = key.private_key.public_key()
+    return public_key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()

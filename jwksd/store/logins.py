@@ -58,6 +58,9 @@ CONDITIONS = (  # in the order of `Wanted`
 )
 
 
+Passed = Callable[[int, int], None]  # is told the number of the row that is reached, and the last
+
+
 class Attempt(NamedTuple):
     """A row for the log. `proved`: what the account was when its password was verified: its name,
     the stored hash and the claims.
@@ -151,6 +154,10 @@ def ages(rows: Iterable[tuple[Any, Any]], now: float) -> list[tuple[str, list[fl
         if isinstance(address, str):
             found.setdefault(address, []).append(max(0.0, age))
     return [*found.items()]
+
+
+def unseen(reached: int, last: int) -> None:
+    """Nobody looks at how far it is."""
 
 
 def several(row: str, of: Sized) -> str:
@@ -283,10 +290,11 @@ class LoginLog:
         ((newest,),) = self._database.read("SELECT coalesce(max(id), 0) FROM auth_logs")
         return int(newest)
 
-    def disown(self, name: str) -> int:
+    def disown(self, name: str, passed: Passed = unseen) -> int:
         """Take a user's name off the rows that are there now; the number of the newest of all.
 
-        They may be millions: a page in a commit, with time for others to write in between.
+        They may be millions: a page in a commit, with time for others to write in between. After
+        each, `passed` gets the number that is reached and the newest.
 
         Raises:
             Unavailable: the database cannot be written; what is done stays done.
@@ -299,6 +307,7 @@ class LoginLog:
         rows = self._database.read(page, (0, newest, name))
         while rows:
             self._write_each(f"{DISOWN} WHERE id = ?", rows)
+            passed(rows[-1][0], newest)
             time.sleep(DISOWN_PAUSE)
             rows = self._database.read(page, (rows[-1][0], newest, name))
         return newest

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import unittest
 
+import jwt_minimal
 from tests.support import ROOT, TemporaryFolder
 from tests.test_admin import ENVIRON, KeysTest, LogTest
 
@@ -60,6 +62,31 @@ class ALostAnswer(KeysTest):
         code, err = self.lost(writer, "users", "add", "carl")
         self.assertEqual(code, 1)
         self.assertIn("users reset", err)
+
+
+@unittest.skipUnless(shutil.which("openssl"), "openssl is not installed")
+class ExportedKeys(KeysTest):
+    shares_database = True
+
+    def openssl(self, *words: str) -> str:
+        return subprocess.run(
+            ["openssl", *words], cwd=self.folder, capture_output=True, text=True, check=True
+        ).stdout
+
+    def test_as_pem_verify_a_token_with_openssl(self):
+        app = self.open_server()
+        self.admin("keys", "rotate")
+        token = jwt_minimal.encode({"sub": "alice"}, app.keys.signing_key().private_key, "a kid")
+        signed, _, signature = token.rpartition(".")
+        (self.folder / "keys.pem").write_text(self.admin("keys", "export", "--pem")[1])
+        (self.folder / "signed").write_text(signed)
+        (self.folder / "signature").write_bytes(jwt_minimal.b64url_decode(signature))
+        # The file has two keys, each behind a comment; openssl takes the first, which signs.
+        self.assertIn(
+            "2048 bit", self.openssl("pkey", "-pubin", "-in", "keys.pem", "-noout", "-text")
+        )
+        words = ("-verify", "keys.pem", "-signature", "signature", "signed")
+        self.assertEqual(self.openssl("dgst", "-sha256", *words), "Verified OK\n")
 
 
 class InALocaleThatLacksTheCharacters(TemporaryFolder):

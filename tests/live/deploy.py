@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import re
 import shutil
+import signal
 import socket
 import ssl
 import stat
@@ -17,6 +17,7 @@ import time
 import unittest
 
 from jwksd.ops import settings, startup
+from tests.httpd_live import wait_until
 from tests.live.process import Server
 from tests.support import CHEAPEST, ROOT, TemporaryFolder
 from tests.test_httpd_tls import make_certificate
@@ -25,19 +26,9 @@ WORST_EXPOSURE = 1.5
 DEPLOY = ROOT / "deploy"
 CONTAINERFILE = (DEPLOY / "Containerfile").read_text("utf-8")
 
-# Installs a filter that kills at setpriority (x86-64's number 141), then becomes the command.
-# BPF: load the number of the call; is it this one? then KILL_PROCESS, else ALLOW.
-UNDER_A_FILTER = """
-import ctypes, os, struct, sys
-code = b"".join(struct.pack("HBBI", *row) for row in [
-    (0x20, 0, 0, 0), (0x15, 0, 1, 141), (0x06, 0, 0, 0x80000000), (0x06, 0, 0, 0x7FFF0000)])
-kept = ctypes.create_string_buffer(code)
-program = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", 4, ctypes.addressof(kept)))
-libc = ctypes.CDLL(None, use_errno=True)
-assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
-assert libc.prctl(22, 2, program, 0, 0) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
-os.execv(sys.argv[1], sys.argv[1:])
-"""
+UNIT = str(DEPLOY / "jwks-server.service")
+# The command that follows runs under the filters of the unit.
+FILTERED = [sys.executable, str(ROOT / "tests/under_filter.py"), UNIT]
 
 
 def free_port() -> int:
@@ -119,30 +110,70 @@ class TheUnit(unittest.TestCase):
         self.assertLessEqual(float(found[1]), WORST_EXPOSURE)
 
 
-@unittest.skipUnless(sys.platform == "linux" and os.uname().machine == "x86_64", "not this machine")
-class UnderAFilterThatKills(TemporaryFolder):
-    def test_somebody_can_log_in(self):
-        command = [sys.executable, str(ROOT / "server.py"), "--port", "0"]
-        command += ["--db", str(self.folder / "k.db"), "--argon2", CHEAPEST]
+@unittest.skipUnless(shutil.which("systemd-analyze"), "systemd-analyze is not installed")
+class UnderTheFiltersOfTheUnit(TemporaryFolder):
+    """They end the process at a forbidden call; the unit itself has it refused."""
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        command = [*FILTERED, sys.executable, "-c", ""]
+        if subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode:
+            raise unittest.SkipTest("no filters can be made here")
+
+    def ran(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*FILTERED, *command], cwd=self.folder, capture_output=True, text=True, timeout=60,
+            check=False,
+        )  # fmt: skip
+
+    def admin(self, *words: str) -> str:
+        """What a command prints."""
+        run = self.ran(sys.executable, "-I", str(ROOT / "admin.py"), "--db", "k.db", *words)
+        self.assertEqual(run.returncode, 0, run.stderr)
+        return run.stdout
+
+    def kids(self) -> list[str]:
+        _, _, content = ask(self.port, "GET", "/.well-known/jwks.json")
+        return [key["kid"] for key in json.loads(content)["keys"]]
+
+    def test_a_server_lives_from_its_first_login_to_its_stop(self):
+        command = [sys.executable, "-I", str(ROOT / "server.py"), "--port", "0", "--db", "k.db"]
+        short = "--token-ttl 1s --key-skew 0s --key-lead 2s --key-lifetime 6s --auth-limit off"
         run = subprocess.Popen(
-            [sys.executable, "-c", UNDER_A_FILTER, *command], stderr=subprocess.PIPE, text=True
+            [*FILTERED, *command, *short.split()],
+            cwd=self.folder,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         try:
-            port = next(
-                int(re.search(r":([0-9]+) ", line)[1])
-                for line in iter(run.stderr.readline, "")
-                if line.startswith("ready: ")
-            )
-            self.assertEqual(log_in(port), 200)
+            lines = iter(run.stderr.readline, "")
+            ready = next(line for line in lines if line.startswith("ready: "))
+            self.port = int(re.search(r":([0-9]+) ", ready)[1])
+            for _ in range(2):
+                self.assertEqual(log_in(self.port), 200)
+            first = self.kids()[0]
+            self.assertTrue(wait_until(lambda: self.kids()[0] != first))  # its own rotation
+            self.assertIn(self.admin("keys", "rotate", "--now").strip(), self.kids())
+            self.admin("backup", "copy.db")
+            self.assertEqual(log_in(self.port), 200)
         finally:
             run.terminate()
             self.assertEqual(run.wait(10), 0)
             run.stderr.close()
+        self.assertTrue((self.folder / "copy.db").stat().st_size)
 
-    def test_the_filter_kills_whoever_sets_a_priority(self):
-        call = "import os; os.setpriority(os.PRIO_PROCESS, 0, 5)"
-        command = [sys.executable, "-c", UNDER_A_FILTER, sys.executable, "-c", call]
-        self.assertEqual(subprocess.run(command, check=False).returncode, -31)  # SIGSYS
+    def test_what_the_unit_forbids_is_forbidden(self):
+        killed = -signal.SIGSYS
+        for code, status in (
+            ("import os; os.setpriority(os.PRIO_PROCESS, 0, 5)", killed),  # @resources
+            ("import os; os.chroot('/')", killed),  # @privileged
+            ("import socket; socket.socket(socket.AF_NETLINK)", 1),
+            ("import mmap; mmap.mmap(-1, 4096, prot=7)", 1),
+            ("import os; os.mkdir('x'); os.chmod('x', 0o4700)", 1),
+            ("import socket; socket.socket().close()", 0),
+        ):
+            with self.subTest(code):
+                self.assertEqual(self.ran(sys.executable, "-c", code).returncode, status)
 
 
 class AProxy(TemporaryFolder):

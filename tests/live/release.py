@@ -1,16 +1,19 @@
-"""The release: the same twice, and one file that is the server, admin, lab and explain."""
+"""The release: the same twice, and one file that is the server, admin, lab, grade and explain."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 import unittest
 import urllib.request
 
+from tests.live.deploy import free_port
 from tests.support import ROOT, TemporaryFolder
 
 LARGEST = 500_000  # octets of the one file
@@ -81,6 +84,25 @@ class ARelease(TemporaryFolder):
         listing = self.run_one("admin", "--db", "k.db", "keys", "list")
         self.assertEqual(listing.returncode, 0, listing.stderr)
         self.assertEqual(len(listing.stdout.splitlines()), 3)
+
+    def test_grades_a_class(self):
+        shutil.copytree(ROOT / "tests/live/class/small", self.work / "small")
+        start = f"exec {sys.executable} submission.py {{port}} '{{}}'"
+        rows = [
+            f"{name},small,{start.replace('{}', fault)},{free_port()},PYTHONPATH={ROOT},app.db"
+            for name, fault in (("sound", "none"), ("faulty", "any password"))
+        ]
+        table = "\n".join(["name,folder,start,port,env,database", *rows])
+        (self.work / "class.csv").write_text(table, "utf-8")
+        unpack = [sys.executable, "-m", "zipfile", "-e", str(self.one), "unpacked"]
+        subprocess.run(unpack, cwd=self.work, check=True)
+        rubric = "unpacked/docs/rubrics/project-3.json"
+        done = self.run_one("grade", "class.csv", "--rubric", rubric, "--out", "out", "--jobs", "2")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        with (self.work / "out/grades.csv").open(encoding="utf-8", newline="") as file:
+            points = {row["name"]: float(row["points"]) for row in csv.DictReader(file)}
+        self.assertEqual(points["sound"], 100, done.stdout)
+        self.assertLess(points["faulty"], 100)
 
     def test_explains_a_token_and_tries_a_verifier(self):
         explained = self.run_one("explain", "a.b.c")
