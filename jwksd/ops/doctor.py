@@ -6,6 +6,8 @@
     database    opened as a reader does             the end, if the server could not open it either
     content     integrity ... clock                 each for itself: one failure hides no other
 
+With PostgreSQL the files are not ours to look at; the engine says what it finds of itself.
+
 Rules of this file:
 - A check is one function and one row of a table. It returns a state and a sentence; whatever it
   raises becomes a problem of its own, never a traceback.
@@ -21,6 +23,7 @@ Left out: `PRAGMA foreign_key_check`. A log row that names a deleted user is sho
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -30,9 +33,9 @@ import shutil
 import sqlite3
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 from urllib.parse import urlsplit
 
 from jwksd import __version__, progress
@@ -70,15 +73,20 @@ class Finding(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Examined(Installation):
-    """An installation to look at: its database is read and never written."""
-
-    database: ReadOnly
+class Shared(Installation):
+    """An installation to look at whose database is one of PostgreSQL: read and never written."""
 
     @property
     def now(self) -> float:
         """The time on its clock."""
         return self.clock()
+
+
+@dataclass(frozen=True)
+class Examined(Shared):
+    """The same with a file, of which there is more to look at."""
+
+    database: ReadOnly
 
     def beside(self, suffix: str) -> Path:
         """A file that belongs to the database."""
@@ -88,7 +96,7 @@ class Examined(Installation):
         return path.with_name(path.name + suffix)
 
 
-Check = Callable[[Examined], Optional[Verdict]]  # None: it does not apply
+Check = Callable[[Any], Optional[Verdict]]  # of a Shared or Examined; None: it does not apply
 
 
 def examine(installation: Installation) -> Iterator[Finding]:
@@ -98,6 +106,9 @@ def examine(installation: Installation) -> Iterator[Finding]:
         CannotOpen: the server could not open the database either; the last finding says why.
     """
     now = installation.clock()
+    if startup.is_url(installation.config.db):
+        yield from examine_shared(installation, now)
+        return
     place = Examined(
         installation.config,
         ReadOnly(installation.config.db),
@@ -116,7 +127,30 @@ def examine(installation: Installation) -> Iterator[Finding]:
         yield from carry_out(INSIDE, place)
 
 
-def carry_out(checks: Mapping[str, Check], place: Examined) -> Iterator[Finding]:
+def examine_shared(installation: Installation, now: float) -> Iterator[Finding]:
+    """Every check of an installation on PostgreSQL.
+
+    Raises:
+        CannotOpen: the server could not open the database either.
+    """
+    place = Shared(installation.config, installation.database, installation.environ, lambda: now)
+    yield from carry_out({name: OUTSIDE[name] for name in MACHINE}, place)
+    try:
+        database = startup.open_postgres(place.config.db, make=False)
+    except CannotOpen as error:
+        yield Finding("database", PROBLEM, str(error))
+        raise
+    with contextlib.closing(database):
+        yield Finding("database", OK, database.name)
+        place = replace(place, database=database)
+        try:
+            yield from map(Finding._make, database.findings())
+        except Unavailable as error:
+            yield Finding("postgresql", PROBLEM, str(error))
+        yield from carry_out({**INSIDE_SHARED, **COMMON}, place)
+
+
+def carry_out(checks: Mapping[str, Check], place: Shared) -> Iterator[Finding]:
     """The findings of those that apply."""
     for name, check in checks.items():
         try:
@@ -141,17 +175,17 @@ def verdict(problems: list[str], notes: list[str], fine: str) -> Verdict:
 # -- the machine
 
 
-def version_of_ours(place: Examined) -> Verdict:
+def version_of_ours(place: Shared) -> Verdict:
     """The server's own."""
     return OK, f"jwks-server {__version__}"
 
 
-def python(place: Examined) -> Verdict:
+def python(place: Shared) -> Verdict:
     """The interpreter."""
     return OK, f"{platform.python_implementation()} {platform.python_version()}"
 
 
-def sqlite(place: Examined) -> Verdict:
+def sqlite(place: Shared) -> Verdict:
     """The library, and its known error."""
     if sqlite3.sqlite_version_info >= SQLITE_SOUND:
         return OK, sqlite3.sqlite_version
@@ -162,7 +196,7 @@ def sqlite(place: Examined) -> Verdict:
     )
 
 
-def packages(place: Examined) -> Verdict:
+def packages(place: Shared) -> Verdict:
     """The two that are needed."""
     found = {name: importlib.metadata.version(name) for name in FLOORS}
     old = [
@@ -178,7 +212,7 @@ def packages(place: Examined) -> Verdict:
 TWINS = {"localhost": "127.0.0.1", "127.0.0.1": "localhost", "::1": "localhost"}
 
 
-def issuer(place: Examined) -> Verdict:
+def issuer(place: Shared) -> Verdict:
     """Whether clients find it under the name that it gives itself, which they compare as text."""
     config, url = place.config, url_of(place.config)
     unusable = startup.unusable_issuer(config, url)
@@ -201,7 +235,7 @@ def url_of(config: settings.Settings) -> str:
     return f"{'https' if config.tls_cert else 'http'}://{host}:{config.port}"
 
 
-def balancer(place: Examined) -> Verdict:
+def balancer(place: Shared) -> Verdict:
     """What a balancer should ask, so that a database that fails takes no keys off the air."""
     base = urlsplit(place.config.issuer or "").path.rstrip("/")
     return OK, (
@@ -339,18 +373,27 @@ def secret(place: Examined) -> Verdict:
     return NOTE, "none yet: the server's start makes one, unless NOT_MY_KEY is set"
 
 
-def is_given(place: Examined) -> bool:
+def is_given(place: Shared) -> bool:
     """Whether the variables say which secret, so that the generated one is not read."""
     return bool(place.environ.keys() & {"NOT_MY_KEY", "NOT_MY_KEY_FILE"})
 
 
-def find_secret(place: Examined, warnings: list[str]) -> tuple[bytes | None, bytes | None]:
+def find_secret(place: Shared, warnings: list[str]) -> tuple[bytes | None, bytes | None]:
     """The secret and the previous one; the variables stay for the next check."""
-    environ = dict(place.environ)
-    return secret_file.find_secret(place.database.path, environ, warnings.append)
+    file = place.database.path if isinstance(place, Examined) else None
+    return secret_file.find_secret(file, dict(place.environ), warnings.append)
 
 
-def keys(place: Examined) -> Verdict | None:
+def given_secret(place: Shared) -> Verdict:
+    """What the keys are opened with, where none is generated."""
+    warnings: list[str] = []
+    found, _ = find_secret(place, warnings)
+    if found is None:
+        return PROBLEM, secret_file.NOT_GENERATED
+    return verdict(warnings, [], "given by NOT_MY_KEY")
+
+
+def keys(place: Shared) -> Verdict | None:
     """Whether they open."""
     said: list[str] = []
     store = open_keys(place, said)
@@ -368,7 +411,7 @@ def keys(place: Examined) -> Verdict | None:
     return verdict([*said, *advice] if damaged else [], notes, f"{len(listing)}, all of them open")
 
 
-def open_keys(place: Examined, said: list[str]) -> keystore.KeyStore | None:
+def open_keys(place: Shared, said: list[str]) -> keystore.KeyStore | None:
     """The keys as the server opens them; None if there is no secret to open any with."""
     found, previous = find_secret(place, [])
     if found is None:
@@ -376,12 +419,13 @@ def open_keys(place: Examined, said: list[str]) -> keystore.KeyStore | None:
     try:
         return place.keys(found, previous, said.append)
     except keystore.WrongSecret as error:
-        unread = place.beside(".secret")
-        hint = f"; {unread} is not read while NOT_MY_KEY is set" if unread.exists() else ""
+        unread = place.beside(".secret") if isinstance(place, Examined) else None
+        hint = f"; {unread} is not read while NOT_MY_KEY is set"
+        hint = hint if unread is not None and unread.exists() else ""
         raise keystore.WrongSecret(f"{error}{hint if is_given(place) else ''}") from error
 
 
-def rotation(place: Examined) -> Verdict | None:
+def rotation(place: Shared) -> Verdict | None:
     """Whether a token can be signed, now and later."""
     try:
         store = open_keys(place, [])
@@ -411,7 +455,7 @@ def rotation(place: Examined) -> Verdict | None:
     return verdict([], far, f"the next key is due at {moment(due)}")
 
 
-def users(place: Examined) -> Verdict:
+def users(place: Shared) -> Verdict:
     """Whether each can log in, and at which cost."""
     found, twins = place.accounts().hashes(), place.accounts().twins()
     problems, notes = [], []
@@ -433,13 +477,13 @@ def users(place: Examined) -> Verdict:
     return verdict(problems, notes, str(found.total))
 
 
-def logins(place: Examined) -> Verdict:
+def logins(place: Shared) -> Verdict:
     """The newest."""
     newest = accounts.newest_login(place.database)
     return OK, "nobody has logged in" if newest is None else f"the newest at {newest:.19} UTC"
 
 
-def log(place: Examined) -> Verdict:
+def log(place: Shared) -> Verdict:
     """Its size, and whether old rows are removed."""
     first, _, rows = place.logins().extent()
     keep = place.config.log_retention
@@ -493,13 +537,18 @@ OUTSIDE: dict[str, Check] = {
     "mount": mount,
     "wal": wal,
 }
-INSIDE: dict[str, Check] = {
-    "integrity": integrity,
-    "secret": secret,
+COMMON: dict[str, Check] = {
     "keys": keys,
     "rotation": rotation,
     "users": users,
     "logins": logins,
     "log": log,
+}
+INSIDE: dict[str, Check] = {
+    "integrity": integrity,
+    "secret": secret,
+    **COMMON,
     "clock": clock,
 }
+MACHINE = ("version", "python", "packages", "issuer", "balancer")  # wherever the database is
+INSIDE_SHARED: dict[str, Check] = {"secret": given_secret}

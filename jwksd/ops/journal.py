@@ -30,7 +30,10 @@ from jwksd.httpd.log import JSON_TIME
 
 Log = Callable[[str], None]
 PLACES = 8  # of a failure, the last: enough to see who called
-SUBJECTS = "database|reading and writing the database|rotation|retention of (?:keys|the log)"
+SUBJECTS = (
+    "database|reading (?:and writing the database|the attempts at other servers)|rotation|"
+    "retention of (?:keys|the log)"
+)
 
 
 class Event(NamedTuple):

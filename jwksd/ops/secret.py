@@ -42,12 +42,13 @@ def load_secret(
     Raises:
         ConfigurationError: a secret is blank, or missing though keys are sealed with it.
     """
-    secret, previous = find_secret(Path(database.name), environ, log)
+    beside = None if database.shared else Path(database.name)
+    secret, previous = find_secret(beside, environ, log)
     if secret is not None:
         return secret, previous
-    if database.shared:
+    if beside is None:
         raise ConfigurationError(NOT_GENERATED)
-    path = generated_secret(Path(database.name))
+    path = generated_secret(beside)
     # Looked for again: another first start may have made both in between.
     if keystore.has_keys(database) and previous is None and not path.is_file():
         raise ConfigurationError(
@@ -63,18 +64,20 @@ def load_secret(
 
 
 def find_secret(
-    database: Path, environ: MutableMapping[str, str], log: Callable[[str], None]
+    database: Path | None, environ: MutableMapping[str, str], log: Callable[[str], None]
 ) -> tuple[bytes | None, bytes | None]:
     """What `load_secret` loads, with None for what there is not: nothing is made.
+
+    `database` is the file that a generated secret would stand beside.
 
     Raises:
         ConfigurationError: a secret is there that cannot be used.
     """
     secret = given_secret("NOT_MY_KEY", environ, log)
     previous = given_secret("NOT_MY_KEY_PREVIOUS", environ, lambda line: None)
-    path = generated_secret(database)
-    if secret is not None:
+    if secret is not None or database is None:
         return secret, previous
+    path = generated_secret(database)
     if path.is_symlink():
         raise ConfigurationError(f"{path} is a link: name its target in NOT_MY_KEY_FILE instead")
     if not path.is_file():

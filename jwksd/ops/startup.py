@@ -84,8 +84,8 @@ def open_database(db: str) -> Database:
     return database
 
 
-def open_postgres(url: str) -> Database:
-    """The database behind a URL.
+def open_postgres(url: str, *, make: bool = True) -> Database:
+    """The database behind a URL; without `make` it must have its tables.
 
     Raises:
         CannotOpen: it cannot be used, or its package is not there.
@@ -97,7 +97,7 @@ def open_postgres(url: str) -> Database:
             f"--db names a database of PostgreSQL, which needs a package ({missing}): "
             "pip install -r requirements-postgres.txt"
         ) from missing
-    return PostgreSQL(url)
+    return PostgreSQL(url, make=make)
 
 
 def open_file(path: str) -> SQLite:

@@ -37,6 +37,7 @@ BATCH_JOBS = 256  # jobs in one commit at the most: bounds how long the first of
 GATHER_STEPS, GATHER_STEP_SECONDS = 4, 0.001
 
 T = TypeVar("T")
+Finding = tuple[str, str, str]  # what was looked at; ok, note or problem; a sentence
 
 
 class CannotOpen(Exception):
@@ -189,6 +190,14 @@ class Database(ABC):
         Raises:
             CannotOpen: the target exists or cannot be written.
         """
+
+    def findings(self) -> list[Finding]:
+        """What `admin.py doctor` says of the engine; none where it looks at the file itself.
+
+        Raises:
+            Unavailable: the database cannot be read.
+        """
+        return []
 
     @abstractmethod
     def close(self) -> None:

@@ -22,36 +22,42 @@ that (docs/scaling.md).
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-import select
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any, Callable, NamedTuple, TypeVar
+from typing import Any, Callable, TypeVar
 
 import psycopg
-from psycopg import conninfo
-from psycopg.types.numeric import Int8Dumper
 
 import jwksd
 from jwksd.store.database import (
     CannotOpen,
     Connection,
     Database,
+    Finding,
     Job,
     Unavailable,
     Writer,
     WriteRows,
 )
 from jwksd.store.dialects import POSTGRESQL
+from jwksd.store.sessions import (
+    WAIT_SECONDS,
+    Link,
+    Place,
+    Session,
+    TimedOut,
+    Unconfirmed,
+    places,
+    said,
+    shown,
+)
 
 T = TypeVar("T")
 
-SCHEMES = ("postgresql://", "postgres://")
-WAIT_SECONDS = 3.0  # for any one answer
 LOOK_SECONDS = 0.5  # between two looks at the keys, should a notification be lost
 DEAF_SECONDS = WAIT_SECONDS + 2 * LOOK_SECONDS  # without a look that worked: `stamp` says so
 RETRY_SECONDS = 0.25  # between two attempts to reach a database that is gone
@@ -62,252 +68,8 @@ OLDEST = 130_000  # pg_current_xact_id() came with 13
 OWN_WRITES = 4_096  # transactions remembered as ours: some seconds of them
 LOCK = 0x6A776B73  # "jwks": the advisory lock of `write`
 TABLES = ("keys", "users", "auth_logs", "account_names", "account_claims", "key_policy")
-TIMELINE = "SELECT ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint"
 # What could not be done on this session, and can on another: it is gone, or no longer writable.
 TRANSIENT = (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction)
-
-
-class TimedOut(psycopg.OperationalError):
-    """There was no answer in time."""
-
-
-class Unconfirmed(Exception):
-    """The COMMIT was sent, and whether it is durable is not known."""
-
-
-class Link(psycopg.Connection[Any]):
-    """A connection that waits for no answer longer than `seconds`."""
-
-    seconds = WAIT_SECONDS
-    parameters: dict[str, Any] | None = None  # what to make another with, to cancel this one
-
-    def wait(self, gen: Any, *_: Any, **__: Any) -> Any:
-        """Carry out the generator of a statement; psycopg would wait for ever.
-
-        Raises:
-            TimedOut: the connection is closed then.
-        """
-        try:
-            return drive(gen, self.pgconn.socket, self.seconds)
-        except TimedOut:
-            process = self.pgconn.backend_pid
-            self.close()
-            if self.parameters is not None:
-                threading.Thread(
-                    target=cancel, args=(self.parameters, process), name="cancel", daemon=True
-                ).start()
-            raise
-
-
-def drive(gen: Any, fileno: int, seconds: float) -> Any:
-    """What the generator returns; it yields what it waits for, and is sent what is ready."""
-    end = time.monotonic() + seconds
-    try:
-        wanted = next(gen)
-        while True:
-            ready = wait_for(fileno, wanted, end - time.monotonic())
-            if not ready:
-                raise TimedOut(f"no answer within {seconds:g} s")
-            wanted = gen.send(ready)
-    except StopIteration as done:
-        return done.value
-
-
-def wait_for(fileno: int, wanted: int, seconds: float) -> int:
-    """Which of reading (1) and writing (2) can be done now; 0 if neither could in time."""
-    seconds = max(0.0, seconds)
-    if not hasattr(select, "poll"):  # Windows
-        files = [fileno]
-        found = select.select(files if wanted & 1 else [], files if wanted & 2 else [], [], seconds)
-        return bool(found[0]) | bool(found[1]) << 1
-    poller = select.poll()
-    poller.register(
-        fileno, (select.POLLIN if wanted & 1 else 0) | (select.POLLOUT if wanted & 2 else 0)
-    )
-    events = sum(event for _, event in poller.poll(seconds * 1000))
-    # An error or an end is something to read, or nothing can be written any more.
-    return wanted & (bool(events & ~select.POLLOUT) | bool(events & ~select.POLLIN) << 1)
-
-
-def cancel(parameters: dict[str, Any], process: int) -> None:
-    """Ask the database to end what it is at: else it would hold its locks, or a place, for long.
-
-    By a statement, because libpq's own request may wait for ever.
-    """
-    with contextlib.suppress(psycopg.Error), Link.connect(**parameters, autocommit=True) as link:
-        link.execute("SELECT pg_cancel_backend(%s::integer)", (process,))
-
-
-class Session:
-    """A connection to the primary, and what a job has to write with."""
-
-    sql = POSTGRESQL
-
-    def __init__(self, link: Link) -> None:
-        """Settle what a session needs.
-
-        Raises:
-            psycopg.Error: it cannot be used.
-        """
-        self._link = link
-        self._warning: str | None = None
-        link.adapters.register_dumper(int, Int8Dumper)  # one type of integer: one plan
-        link.add_notice_handler(self._note)
-        bound = f"{int(link.seconds * 1000)}ms"
-        link.execute(
-            "SELECT set_config('statement_timeout', %s, false), "
-            "set_config('lock_timeout', %s, false), set_config('synchronous_commit', CASE "
-            "WHEN current_setting('synchronous_commit') IN ('off', 'local') THEN 'on' "
-            "ELSE current_setting('synchronous_commit') END, false)",
-            (bound, bound),
-        )
-        self.timeline: int = link.execute(TIMELINE).fetchall()[0][0]
-
-    def _note(self, notice: psycopg.errors.Diagnostic) -> None:
-        if notice.severity_nonlocalized == "WARNING":
-            self._warning = notice.message_primary or "a warning"
-
-    @property
-    def closed(self) -> bool:
-        """Whether it is of no more use."""
-        return self._link.closed or self._link.broken
-
-    def close(self) -> None:
-        """End it."""
-        self._link.close()
-
-    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> psycopg.Cursor[Any]:
-        """Carry out one statement."""
-        if not parameters:
-            return self._link.execute(sql)
-        return self._link.execute(rebound(sql), parameters)
-
-    def script(self, text: str) -> None:
-        """Carry out several statements without parameters."""
-        self._link.execute(text)
-
-    def executemany(self, sql: str, parameters: Iterable[Sequence[Any]]) -> psycopg.Cursor[Any]:
-        """Carry out one statement for each of several sets of parameters."""
-        cursor = self._link.cursor()
-        cursor.executemany(rebound(sql), parameters)
-        return cursor
-
-    def lock(self, table: str, numbers: Collection[int | None]) -> None:
-        """In the order of the numbers: two servers that lock the same rows wait, and no more."""
-        wanted = [number for number in numbers if number is not None]
-        if wanted:
-            self.execute(
-                f"SELECT 1 FROM {table} WHERE id = ANY(?) ORDER BY id FOR UPDATE",  # noqa: S608
-                (wanted,),
-            )
-
-    def overwrite(self) -> None:
-        """Nothing: PostgreSQL keeps old versions of a row until it is vacuumed."""
-
-    def begin(self) -> int:
-        """Begin a transaction: its number, as `Dialect.writer` gives it."""
-        # Before any row has its number: what `horizon` says rests on this order.
-        begun = self._link.execute("BEGIN; SELECT pg_current_xact_id()::text::bigint")
-        begun.nextset()
-        ((number,),) = begun
-        return int(number) & 0xFFFFFFFF
-
-    def commit(self) -> None:
-        """Commit, and be sure of it.
-
-        Raises:
-            Unconfirmed: it is not known to be durable on the standby, or at all.
-        """
-        self._warning = None
-        try:
-            status = self._link.execute("COMMIT").statusmessage
-        except psycopg.Error as error:
-            raise Unconfirmed(f"the commit was not confirmed: {said(error)}") from error
-        if self._warning is not None or status != "COMMIT":
-            raise Unconfirmed(f"the commit was not confirmed: {self._warning or status}")
-
-    def roll_back(self) -> None:
-        """Undo; a session that cannot is closed."""
-        try:
-            self._link.execute("ROLLBACK")
-        except psycopg.Error:
-            self.close()
-
-    def keys_state(self) -> str:
-        """A text that changes with the keys."""
-        ((state,),) = self._link.execute("SELECT keys_state()")
-        return str(state)
-
-    def listen(self, seconds: float) -> None:
-        """Wait until something may have changed, `seconds` at the most."""
-        if wait_for(self._link.pgconn.socket, 1, seconds):
-            self._link.pgconn.consume_input()
-            while self._link.pgconn.notifies():
-                pass
-
-
-@functools.lru_cache(maxsize=1024)
-def rebound(sql: str) -> str:
-    """The statement with `?` for its parameters as psycopg reads it. No `?` stands in a literal."""
-    return sql.replace("%", "%%").replace("?", "%s")
-
-
-def said(error: BaseException) -> str:
-    """The first line of what PostgreSQL or its client library says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-class Place(NamedTuple):
-    """One of the hosts of a URL."""
-
-    name: str
-    parameters: dict[str, Any]
-
-
-def places(url: str) -> list[Place]:
-    """Each host of the URL, with all that is needed to reach it.
-
-    Raises:
-        CannotOpen: it cannot be read. What it holds is not quoted: a password may be part of it.
-    """
-    try:
-        known = conninfo.conninfo_to_dict(url)
-    except psycopg.Error:
-        raise CannotOpen(
-            "--db is no URL of PostgreSQL: postgresql://USER@HOST:PORT/NAME is one"
-        ) from None
-    hosts = str(known.pop("host", "") or "").split(",")
-    ports = str(known.pop("port", "") or "").split(",")
-    if len(ports) not in (1, len(hosts)):
-        raise CannotOpen("--db names hosts and ports in different number")
-    ports = ports * len(hosts) if len(ports) == 1 else ports
-    fixed = {
-        "connect_timeout": max(2, round(WAIT_SECONDS)),
-        "application_name": "jwks-server",
-        **known,
-        "client_encoding": "UTF8",
-        "target_session_attrs": "read-write",
-    }
-    return [
-        Place(
-            ":".join(filter(None, (host, port))),
-            {**fixed, **({"host": host} if host else {}), **({"port": port} if port else {})},
-        )
-        for host, port in zip(hosts, ports)
-    ]
-
-
-def shown(url: str) -> str:
-    """The URL without a password, or whatever else it holds beside where the database is.
-
-    Raises:
-        CannotOpen: it cannot be read.
-    """
-    found = places(url)
-    known = found[0].parameters
-    user = f"{known['user']}@" if known.get("user") else ""
-    hosts = ",".join(place.name for place in found)
-    return f"postgresql://{user}{hosts}/{known.get('dbname', '')}"
 
 
 class PostgreSQL(Database):
@@ -316,8 +78,8 @@ class PostgreSQL(Database):
     shared = True
     sql = POSTGRESQL
 
-    def __init__(self, url: str, *, seconds: float = WAIT_SECONDS) -> None:
-        """Reach the primary, and make the tables if there are none.
+    def __init__(self, url: str, *, seconds: float = WAIT_SECONDS, make: bool = True) -> None:
+        """Reach the primary, and make the tables if there are none, unless `make` is False.
 
         `seconds` bounds the wait for any one answer.
 
@@ -338,7 +100,7 @@ class PostgreSQL(Database):
         self._threads: list[threading.Thread] = []
         try:
             with self._session() as session:
-                prepare(session)
+                prepare(session, make)
         except (psycopg.Error, Unavailable, Unconfirmed, CannotOpen) as error:
             raise CannotOpen(f"cannot open the database {self.name}: {said(error)}") from error
         self._writer = Writer(self._commit)
@@ -419,6 +181,10 @@ class PostgreSQL(Database):
             CannotOpen: always.
         """
         raise CannotOpen("a database of PostgreSQL is backed up by pg_dump or pg_basebackup")
+
+    def findings(self) -> list[Finding]:
+        """See `database.Database`."""
+        return [finding for check in CHECKS for finding in check(self.read)]
 
     def close(self) -> None:
         """Write what is queued, then end the sessions. May be called twice."""
@@ -618,8 +384,8 @@ class Undone(Exception):
 # -- the tables
 
 
-def prepare(session: Session) -> None:
-    """Make the tables in a database that has none of ours, or see that they are.
+def prepare(session: Session, make: bool) -> None:
+    """Make the tables in a database that has none of ours, or see that they are there.
 
     Raises:
         CannotOpen: it is too old, of another encoding or a newer version, or not ours.
@@ -631,6 +397,8 @@ def prepare(session: Session) -> None:
     if encoding != "UTF8":
         raise CannotOpen(f"its encoding is {encoding}: make it with ENCODING 'UTF8'")
     if schema_of(session) is None:
+        if not make:
+            raise CannotOpen("it has no tables of ours: the server's first start makes them")
         make_tables(session)
     found = schema_of(session)
     if found != SCHEMA_VERSION:
@@ -673,3 +441,71 @@ def make_tables(session: Session) -> None:
             )
         session.script(jwksd.resource(SCHEMA).decode())
     session.commit()
+
+
+# -- what an operator should know
+
+
+Read = Callable[[str], list[tuple[Any, ...]]]
+CROWDED = 0.8  # of the connections that PostgreSQL allows
+CLOCK_SECONDS = 2.0  # that two clocks may differ: rows are dated by the servers'
+BEHIND_SECONDS = 10.0  # of a standby
+
+
+def find_version(read: Read) -> list[Finding]:
+    """The server's."""
+    ((version,),) = read("SHOW server_version")
+    return [("postgresql", "ok", str(version))]
+
+
+def find_durability(read: Read) -> list[Finding]:
+    """What a commit waits for."""
+    ((wanted, synced, names),) = read(
+        "SELECT current_setting('synchronous_commit'), current_setting('fsync'), "
+        "current_setting('synchronous_standby_names')"
+    )
+    if synced != "on":
+        return [("commits", "problem", "fsync is off: a power cut damages the database")]
+    if not names:
+        note = "no standby is waited for (synchronous_standby_names): with the primary's disk, "
+        return [("commits", "note", note + "logins are lost that were answered")]
+    return [("commits", "ok", f"synchronous_commit={wanted}, waits for {names}")]
+
+
+def find_standbys(read: Read) -> list[Finding]:
+    """Those that follow, and how far behind they are."""
+    rows = read(
+        "SELECT application_name::text, coalesce(sync_state, '-'), "
+        "coalesce(extract(epoch FROM replay_lag), 0)::double precision "
+        "FROM pg_stat_replication WHERE application_name <> '' ORDER BY 1"
+    )
+    ((names,),) = read("SELECT current_setting('synchronous_standby_names')")
+    confirming = [name for name, state, _ in rows if state in ("sync", "quorum")]
+    listed = ", ".join(f"{name} ({state}, {lag:.1f} s behind)" for name, state, lag in rows)
+    if names and not confirming:
+        return [("standbys", "problem", f"nobody confirms, so logins are answered 503: {listed}")]
+    if any(lag > BEHIND_SECONDS for _, _, lag in rows):
+        return [("standbys", "note", listed)]
+    return [("standbys", "ok", listed or "none, or this role may not see them (pg_monitor)")]
+
+
+def find_connections(read: Read) -> list[Finding]:
+    """How many there are, of how many."""
+    ((used, allowed),) = read(
+        "SELECT (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'), "
+        "current_setting('max_connections')::bigint"
+    )
+    state = "problem" if used > CROWDED * allowed else "ok"
+    return [("connections", state, f"{used} of {allowed}")]
+
+
+def find_clock(read: Read) -> list[Finding]:
+    """How far it differs from ours."""
+    before = time.time()
+    ((theirs,),) = read("SELECT extract(epoch FROM clock_timestamp())::double precision")
+    apart = theirs - (before + time.time()) / 2
+    state = "note" if abs(apart) > CLOCK_SECONDS else "ok"
+    return [("clocks", state, f"PostgreSQL's and this machine's are {abs(apart):.1f} s apart")]
+
+
+CHECKS = (find_version, find_durability, find_standbys, find_connections, find_clock)

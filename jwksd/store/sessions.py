@@ -1,0 +1,277 @@
+"""Sessions with PostgreSQL: every wait has a bound, and a COMMIT is sure or a failure.
+
+    places(url)      the hosts of a URL, one by one
+    Link             a connection of psycopg's that gives up after `seconds`
+    Session          a link made ready: what a job of the writer writes with
+
+Rules of this file:
+- A statement that had no answer in time ends its connection, and is cancelled from another one.
+- A COMMIT that ends with a warning was not confirmed by the standby; one without an answer may have
+  been carried out. Both are `Unconfirmed`.
+- A password in a URL is quoted nowhere.
+
+It leaves out: which session to use, and when again (postgres.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import select
+import threading
+import time
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import psycopg
+from psycopg import conninfo
+from psycopg.types.numeric import Int8Dumper
+
+from jwksd.store.database import CannotOpen
+from jwksd.store.dialects import POSTGRESQL
+
+WAIT_SECONDS = 3.0  # for any one answer
+TIMELINE = "SELECT ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint"
+
+
+class TimedOut(psycopg.OperationalError):
+    """There was no answer in time."""
+
+
+class Unconfirmed(Exception):
+    """The COMMIT was sent, and whether it is durable is not known."""
+
+
+class Link(psycopg.Connection[Any]):
+    """A connection that waits for no answer longer than `seconds`."""
+
+    seconds = WAIT_SECONDS
+    parameters: dict[str, Any] | None = None  # what to make another with, to cancel this one
+
+    def wait(self, gen: Any, *_: Any, **__: Any) -> Any:
+        """Carry out the generator of a statement; psycopg would wait for ever.
+
+        Raises:
+            TimedOut: the connection is closed then.
+        """
+        try:
+            return drive(gen, self.pgconn.socket, self.seconds)
+        except TimedOut:
+            process = self.pgconn.backend_pid
+            self.close()
+            if self.parameters is not None:
+                threading.Thread(
+                    target=cancel, args=(self.parameters, process), name="cancel", daemon=True
+                ).start()
+            raise
+
+
+def drive(gen: Any, fileno: int, seconds: float) -> Any:
+    """What the generator returns; it yields what it waits for, and is sent what is ready."""
+    end = time.monotonic() + seconds
+    try:
+        wanted = next(gen)
+        while True:
+            ready = wait_for(fileno, wanted, end - time.monotonic())
+            if not ready:
+                raise TimedOut(f"no answer within {seconds:g} s")
+            wanted = gen.send(ready)
+    except StopIteration as done:
+        return done.value
+
+
+def wait_for(fileno: int, wanted: int, seconds: float) -> int:
+    """Which of reading (1) and writing (2) can be done now; 0 if neither could in time."""
+    seconds = max(0.0, seconds)
+    if not hasattr(select, "poll"):  # Windows
+        files = [fileno]
+        found = select.select(files if wanted & 1 else [], files if wanted & 2 else [], [], seconds)
+        return bool(found[0]) | bool(found[1]) << 1
+    poller = select.poll()
+    poller.register(
+        fileno, (select.POLLIN if wanted & 1 else 0) | (select.POLLOUT if wanted & 2 else 0)
+    )
+    events = sum(event for _, event in poller.poll(seconds * 1000))
+    # An error or an end is something to read, or nothing can be written any more.
+    return wanted & (bool(events & ~select.POLLOUT) | bool(events & ~select.POLLIN) << 1)
+
+
+def cancel(parameters: dict[str, Any], process: int) -> None:
+    """Ask the database to end what it is at: else it would hold its locks, or a place, for long.
+
+    By a statement, because libpq's own request may wait for ever.
+    """
+    with contextlib.suppress(psycopg.Error), Link.connect(**parameters, autocommit=True) as link:
+        link.execute("SELECT pg_cancel_backend(%s::integer)", (process,))
+
+
+class Session:
+    """A connection to the primary, and what a job has to write with."""
+
+    sql = POSTGRESQL
+
+    def __init__(self, link: Link) -> None:
+        """Settle what a session needs.
+
+        Raises:
+            psycopg.Error: it cannot be used.
+        """
+        self._link = link
+        self._warning: str | None = None
+        link.adapters.register_dumper(int, Int8Dumper)  # one type of integer: one plan
+        link.add_notice_handler(self._note)
+        bound = f"{int(link.seconds * 1000)}ms"
+        link.execute(
+            "SELECT set_config('statement_timeout', %s, false), "
+            "set_config('lock_timeout', %s, false), set_config('synchronous_commit', CASE "
+            "WHEN current_setting('synchronous_commit') IN ('off', 'local') THEN 'on' "
+            "ELSE current_setting('synchronous_commit') END, false)",
+            (bound, bound),
+        )
+        self.timeline: int = link.execute(TIMELINE).fetchall()[0][0]
+
+    def _note(self, notice: psycopg.errors.Diagnostic) -> None:
+        if notice.severity_nonlocalized == "WARNING":
+            self._warning = notice.message_primary or "a warning"
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is of no more use."""
+        return self._link.closed or self._link.broken
+
+    def close(self) -> None:
+        """End it."""
+        self._link.close()
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> psycopg.Cursor[Any]:
+        """Carry out one statement."""
+        if not parameters:
+            return self._link.execute(sql)
+        return self._link.execute(rebound(sql), parameters)
+
+    def script(self, text: str) -> None:
+        """Carry out several statements without parameters."""
+        self._link.execute(text)
+
+    def executemany(self, sql: str, parameters: Iterable[Sequence[Any]]) -> psycopg.Cursor[Any]:
+        """Carry out one statement for each of several sets of parameters."""
+        cursor = self._link.cursor()
+        cursor.executemany(rebound(sql), parameters)
+        return cursor
+
+    def lock(self, table: str, numbers: Collection[int | None]) -> None:
+        """In the order of the numbers: two servers that lock the same rows wait, and no more."""
+        wanted = [number for number in numbers if number is not None]
+        if wanted:
+            self.execute(
+                f"SELECT 1 FROM {table} WHERE id = ANY(?) ORDER BY id FOR UPDATE",  # noqa: S608
+                (wanted,),
+            )
+
+    def overwrite(self) -> None:
+        """Nothing: PostgreSQL keeps old versions of a row until it is vacuumed."""
+
+    def begin(self) -> int:
+        """Begin a transaction: its number, as `Dialect.writer` gives it."""
+        # Before any row has its number: what `horizon` says rests on this order.
+        begun = self._link.execute("BEGIN; SELECT pg_current_xact_id()::text::bigint")
+        begun.nextset()
+        ((number,),) = begun
+        return int(number) & 0xFFFFFFFF
+
+    def commit(self) -> None:
+        """Commit, and be sure of it.
+
+        Raises:
+            Unconfirmed: it is not known to be durable on the standby, or at all.
+        """
+        self._warning = None
+        try:
+            status = self._link.execute("COMMIT").statusmessage
+        except psycopg.Error as error:
+            raise Unconfirmed(f"the commit was not confirmed: {said(error)}") from error
+        if self._warning is not None or status != "COMMIT":
+            raise Unconfirmed(f"the commit was not confirmed: {self._warning or status}")
+
+    def roll_back(self) -> None:
+        """Undo; a session that cannot is closed."""
+        try:
+            self._link.execute("ROLLBACK")
+        except psycopg.Error:
+            self.close()
+
+    def keys_state(self) -> str:
+        """A text that changes with the keys."""
+        ((state,),) = self._link.execute("SELECT keys_state()")
+        return str(state)
+
+    def listen(self, seconds: float) -> None:
+        """Wait until something may have changed, `seconds` at the most."""
+        if wait_for(self._link.pgconn.socket, 1, seconds):
+            self._link.pgconn.consume_input()
+            while self._link.pgconn.notifies():
+                pass
+
+
+@functools.lru_cache(maxsize=1024)
+def rebound(sql: str) -> str:
+    """The statement with `?` for its parameters as psycopg reads it. No `?` stands in a literal."""
+    return sql.replace("%", "%%").replace("?", "%s")
+
+
+def said(error: BaseException) -> str:
+    """The first line of what PostgreSQL or its client library says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class Place(NamedTuple):
+    """One of the hosts of a URL."""
+
+    name: str
+    parameters: dict[str, Any]
+
+
+def places(url: str) -> list[Place]:
+    """Each host of the URL, with all that is needed to reach it.
+
+    Raises:
+        CannotOpen: it cannot be read. What it holds is not quoted: a password may be part of it.
+    """
+    try:
+        known = conninfo.conninfo_to_dict(url)
+    except psycopg.Error:
+        raise CannotOpen(
+            "--db is no URL of PostgreSQL: postgresql://USER@HOST:PORT/NAME is one"
+        ) from None
+    hosts = str(known.pop("host", "") or "").split(",")
+    ports = str(known.pop("port", "") or "").split(",")
+    if len(ports) not in (1, len(hosts)):
+        raise CannotOpen("--db names hosts and ports in different number")
+    ports = ports * len(hosts) if len(ports) == 1 else ports
+    fixed = {
+        "connect_timeout": max(2, round(WAIT_SECONDS)),
+        "application_name": "jwks-server",
+        **known,
+        "client_encoding": "UTF8",
+        "target_session_attrs": "read-write",
+    }
+    return [
+        Place(
+            ":".join(filter(None, (host, port))),
+            {**fixed, **({"host": host} if host else {}), **({"port": port} if port else {})},
+        )
+        for host, port in zip(hosts, ports)
+    ]
+
+
+def shown(url: str) -> str:
+    """The URL without a password, or whatever else it holds beside where the database is.
+
+    Raises:
+        CannotOpen: it cannot be read.
+    """
+    found = places(url)
+    known = found[0].parameters
+    user = f"{known['user']}@" if known.get("user") else ""
+    hosts = ",".join(place.name for place in found)
+    return f"postgresql://{user}{hosts}/{known.get('dbname', '')}"
