@@ -35,7 +35,6 @@ Rules of this file:
 
 from __future__ import annotations
 
-import selectors
 import socket
 from concurrent.futures import Future
 from functools import partial
@@ -56,13 +55,13 @@ from jwksd.httpd.parser import (
     Response,
     error,
 )  # fmt: skip
+from jwksd.httpd.sockets import READ, WRITE
 from jwksd.httpd.tls import TLSConnection, WantsToWrite
 from jwksd.httpd.workers import Overloaded
 
 if TYPE_CHECKING:
     from jwksd.httpd.loop import Server
 
-READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 RECEIVE = 16_384  # octets a read: a whole request, mostly; memory for each unfinished one
 HIGH_WATER = 65_536  # octets of answers before a pipelining client has to take some
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -86,7 +85,7 @@ FAILED = error(
 NO_SHARE = overloaded("This client has enough connections. Try again later.")
 LATE = Refused(408, "Send the whole request sooner.").response
 
-Connection = Union[socket.socket, TLSConnection]
+Connection = Union[socket.SocketType, TLSConnection]
 Answer = Union[Response, "Future[Response]"]
 
 
@@ -134,7 +133,7 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = False  # once the output is taken
         self.served = False
         self.paused = False  # what was read and not done yet waits for a turn of the loop
-        self.interest = 0  # what the selector watches for
+        self.interest = 0  # what the loop watches for
         self.begun = server.now  # of the request that is arriving, or of the connection
         self.enter(IDLE if self.tls is None else SHAKE)
 
@@ -375,7 +374,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def watch(self, events: int) -> None:
         if events != self.interest:
-            self.server.watch(self, events)
+            self.server.events.watch(self.connection.fileno(), events, self.ready)
             self.interest = events
 
     def waits_since(self) -> float:
@@ -384,7 +383,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def give_way(self) -> None:
         """Close for a newcomer; say so if a request has begun, without waiting for the client."""
-        if isinstance(self.connection, socket.socket) and self.phase in UNFINISHED:
+        if isinstance(self.connection, socket.SocketType) and self.phase in UNFINISHED:
+            self.watch(0)
             self.retire()
             self.server.turn_away(self.connection)
         else:
@@ -415,11 +415,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def close(self) -> None:
         if self.phase != CLOSED:
+            if self.interest:
+                self.server.events.forget(self.connection.fileno())
             self.retire()
             self.connection.close()
 
     def retire(self) -> None:
         """Be no connection of the server any more."""
         self.phase = CLOSED  # an event of the same turn finds nothing to do
-        self.watch(0)
         self.server.forget(self)
