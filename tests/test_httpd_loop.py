@@ -232,6 +232,48 @@ class Pipelining(LiveTest):
         self.assertEqual(bodies, [b"x" * 60_000, b"hello", b"e"])
 
 
+class Taking:
+    """A connection that has brought these octets, and whose client takes so many of the answer."""
+
+    def __init__(self, octets: bytes, takes: int) -> None:
+        self.octets, self.takes, self.taken = octets, takes, b""
+        self.ends = socket.socketpair()  # for the loop, which wants a descriptor
+
+    def fileno(self) -> int:
+        return self.ends[0].fileno()
+
+    def recv(self, _: int) -> bytes:
+        octets, self.octets = self.octets, b""
+        return octets
+
+    def send(self, octets: bytes) -> int:
+        self.taken += octets[: self.takes]
+        return min(self.takes, len(octets))
+
+    def close(self) -> None:
+        for end in self.ends:
+            end.close()
+
+
+class AnswersThatWait(unittest.TestCase):
+    def test_for_their_client_do_not_hold_up_what_it_sent_behind_them(self) -> None:
+        server = LiveServer()
+        self.addCleanup(server.close)
+        self.addCleanup(server.workers.stop, PATIENCE)
+        octets = b"".join(post(path, b"e") for path in ("/medium", "/later", "/echo"))
+        connection: Any = Taking(octets, 1_000)
+        self.addCleanup(connection.close)
+        handler = Routes(connection, "a", server)
+        handler.read()
+        self.assertTrue(wait_until(lambda: server._done))
+        connection.takes = 1_000_000  # from now on
+        handler.complete(server._done[0][1])
+        for resume in server.paused.take(9):
+            resume()
+        self.assertEqual(statuses(connection.taken), [200] * 3)
+        handler.close()
+
+
 class Deadlines(TimedTest):
     def test_end_an_idle_connection_silently(self) -> None:
         with self.server.connect() as client:

@@ -225,7 +225,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         request, started = self.awaited
         self.awaited = None
-        self.parser.allow()
+        if not self.output:  # else the next request has its turn once this is taken
+            self.parser.allow()
         failure = future.exception()
         answer = future.result() if failure is None else self.recover(request, failure)
         self.advance([self.octets_of(answer, request, started)])
