@@ -127,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
         self.proxied = False  # the client is a proxy: the clients that it names have shares
         self.named: str | None = None  # the one of them that this connection counts for now
         self.server = server
-        self.parser = Parser(server.limits, client)
+        self.parser = Parser(server.limits, client, server.heads)
         self.output = b""  # answered, but not taken by the client yet
         self.awaited: tuple[Request, float] | None = None  # whose answer is a Future; since when
         self.close_connection = False  # once the output is taken

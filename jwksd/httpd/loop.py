@@ -40,7 +40,7 @@ from jwksd.httpd.connection import (
     times_when_crowded,
 )  # fmt: skip
 from jwksd.httpd.log import ACCESS_LOGS, LineLog, where
-from jwksd.httpd.parser import IDLE, Limits, Request, Response
+from jwksd.httpd.parser import IDLE, Heads, Limits, Request, Response
 from jwksd.httpd.places import Shares, TurnedAway, Turns
 from jwksd.httpd.sockets import BACKLOG, READ, Listener, descriptor_room, events
 from jwksd.httpd.supervisor import Supervisor
@@ -121,6 +121,7 @@ class Server:
         self.stats = stats or Stats()
         self.stopping = False
         self.looked = False  # whether `on_turn` was called in this turn
+        self.heads: Heads = {}  # for all parsers
         self._handler_class = handler_class
         self._on_turn = on_turn
         self._supervisor = supervisor or Supervisor()
