@@ -133,6 +133,19 @@ class Answering(LiveTest):
         self.assertEqual(statuses(octets), [200])
         self.assertIn(b"\r\nConnection: close\r\n", octets)
 
+    def test_waits_for_nothing_of_a_client_that_has_said_close(self) -> None:
+        with self.server.connect() as client:
+            client.send(LAST)
+            self.assertTrue(wait_until(lambda: self.server.stats.requests[200]))
+            self.assertTrue(wait_until(lambda: self.server.stats.connections_open == 0))
+            self.assertEqual(statuses(client.rest()), [200])
+
+    def test_waits_for_a_client_that_has_sent_on_after_it_said_close(self) -> None:
+        with self.server.connect() as client:
+            client.send(LAST + GET * 3)
+            self.assertEqual(statuses(client.rest()), [200])
+            self.assertEqual(self.server.stats.connections_open, 1)
+
     def test_announces_what_http_1_0_asked_for(self) -> None:
         with self.server.connect() as client:
             client.send(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
@@ -363,7 +376,7 @@ class EarlyAnswers(LiveTest):
                 client.send(LAST)
                 self.assertTrue(wait_until(lambda: self.server.stats.requests[200]))
                 client.send(GET)
-                self.assertEqual(statuses(client.rest()), [200])
+                self.assertEqual(client.answer().status, 200)
                 self.server.stats.requests.clear()
 
 

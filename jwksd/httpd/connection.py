@@ -16,8 +16,9 @@
                 +--------+--------+--------+--------+--> LINGER --> CLOSED
 
 Phases are left out where there is nothing to wait for: mostly a connection is IDLE, and answers
-from one event what came with it. HEAD and BODY end early in another way, too: when all places are
-taken, the oldest of them gives its own to a newcomer (places.py).
+from one event what came with it. A client that has said `Connection: close` sends nothing more, so
+there is no LINGER after its answer. HEAD and BODY end early in another way, too: when all places
+are taken, the oldest of them gives its own to a newcomer (places.py).
 
 A `Handler` is a `BaseHTTPRequestHandler` whose reading and parsing are replaced: the standard one
 blocks a thread for each client and takes bytes with two readings (see parser.py). An idle or slow
@@ -131,6 +132,7 @@ class Handler(BaseHTTPRequestHandler):
         self.output = b""  # answered, but not taken by the client yet
         self.awaited: tuple[Request, float] | None = None  # whose answer is a Future; since when
         self.close_connection = False  # once the output is taken
+        self.last_said = False  # by the client: it sends no more requests
         self.served = False
         self.paused = False  # what was read and not done yet waits for a turn of the loop
         self.interest = 0  # what the loop watches for
@@ -297,6 +299,7 @@ class Handler(BaseHTTPRequestHandler):
             server.note(self.named_client(request), request, response, started)
         if not request.keep_alive or server.stopping:
             self.close_connection = True
+            self.last_said = not request.keep_alive
             tail = server.tail_close
         else:
             tail = server.tail if request.version != "1.0" else server.tail_keep_alive
@@ -343,7 +346,10 @@ class Handler(BaseHTTPRequestHandler):
             self.watch(WRITE)
             return
         if self.close_connection:
-            self.leave()
+            if self.last_said and phase == IDLE:  # RFC 9112 §9.6: nothing comes behind that
+                self.close()
+            else:
+                self.leave()
             return
         if self.proxied and not self.count(phase):
             return
