@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import unittest
 
-from jwksd.httpd.parser import Limits, Parser, Refused, Request
+from jwksd.httpd.parser import HEADS, Heads, Limits, Parser, Refused, Request
 
 LIMITS = Limits(line=64, head=400, fields=5, body=40, chunk_line=20, extensions=30)
 
@@ -324,6 +324,30 @@ class Remembering(unittest.TestCase):
         first, second = read(octets * 2)
         self.assertIsNot(first, second)
         self.assertEqual(outline([first]), outline([second]))
+
+    def test_the_same_bytes_elsewhere_are_the_same_request_of_another_client(self) -> None:
+        heads: Heads = {}
+        requests = []
+        for client in ("a", "a", "b"):
+            parser = Parser(LIMITS, client, heads)
+            parser.feed(GOOD["get"] * 2)
+            requests.append(parser.next_request())
+            self.assertIs(parser.next_request(), requests[-1])
+        self.assertIs(requests[0], requests[1])
+        self.assertEqual([request.client for request in requests if request], ["a", "a", "b"])
+        self.assertEqual(outline([requests[2]]), outline([requests[0]]))
+
+    def test_heads_that_are_known_elsewhere_are_bounded_and_without_credentials(self) -> None:
+        heads: Heads = {}
+        for number in range(2 * HEADS):
+            head = b"GET /%d HTTP/1.1\r\nHost: a\r\n" % number
+            for field in (b"", b"Authorization: Basic QQ==\r\n", b"Cookie: a=b\r\n"):
+                parser = Parser(LIMITS, "c", heads)
+                parser.feed(head + field + b"\r\n")
+                self.assertIsNotNone(parser.next_request())
+            self.assertIn(head + b"\r\n", heads)
+        self.assertLessEqual(len(heads), HEADS)
+        self.assertFalse(any(b"Cookie" in head or b"Auth" in head for head in heads))
 
     def test_long_heads_are_not_kept(self) -> None:
         octets = b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 1_000 + b"\r\n\r\n"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import unittest
 from collections.abc import Callable
 from unittest import mock
 
-from jwksd.httpd import Request
+from jwksd.httpd import Listener, Request
 from jwksd.httpd.places import TURNED_AWAY
 from tests.httpd_live import GET, LAST, Client, LiveServer, Routes, statuses, wait_until
 from tests.support import Clock
@@ -187,14 +186,14 @@ class TurningAway(unittest.TestCase):
 
 class Accepting(unittest.TestCase):
     def test_passes_over_a_client_that_has_left_already(self) -> None:
-        accept, failures = socket.socket.accept, [ConnectionAbortedError(103, "gone")]
+        accept, failures = Listener.accept, [ConnectionAbortedError(103, "gone")]
 
-        def flaky(listener: socket.socket) -> object:
+        def flaky(listener: Listener) -> object:
             if failures:
                 raise failures.pop()
             return accept(listener)
 
-        with LiveServer() as server, mock.patch.object(socket.socket, "accept", flaky):
+        with LiveServer() as server, mock.patch.object(Listener, "accept", flaky):
             self.assertEqual(statuses(server.ask(LAST)), [200])
         self.assertEqual([line for line in server.lines if "error" in line], [])
         self.assertEqual(failures, [])

@@ -143,10 +143,8 @@ class Sources(unittest.TestCase):
         def room(pattern: str) -> int:
             """How many connections get a place, if each comes from the next address."""
             for number in range(100):
-                client = pattern.format(number)
-                if not shares.has_room(client):
+                if not shares.take(pattern.format(number)):
                     return number
-                shares.take(client)
             return 100
 
         self.assertEqual(room("2001:db8:0:1::{:x}"), 10)
@@ -157,10 +155,11 @@ class Sources(unittest.TestCase):
     def test_give_back_what_they_took(self) -> None:
         shares = Shares(1)
         for client in ("2001:db8::1", "192.0.2.1"):
-            shares.take(client)
-            self.assertFalse(shares.has_room(client))
+            self.assertTrue(shares.take(client))
+            self.assertFalse(shares.take(client))
             shares.give_back(client)
-            self.assertTrue(shares.has_room(client))
+            self.assertTrue(shares.take(client))
+            shares.give_back(client)
         self.assertEqual(dict(shares.taken), {})
 
 

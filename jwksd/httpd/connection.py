@@ -16,8 +16,9 @@
                 +--------+--------+--------+--------+--> LINGER --> CLOSED
 
 Phases are left out where there is nothing to wait for: mostly a connection is IDLE, and answers
-from one event what came with it. HEAD and BODY end early in another way, too: when all places are
-taken, the oldest of them gives its own to a newcomer (places.py).
+from one event what came with it. A client that has said `Connection: close` sends nothing more, so
+there is no LINGER after its answer. HEAD and BODY end early in another way, too: when all places
+are taken, the oldest of them gives its own to a newcomer (places.py).
 
 A `Handler` is a `BaseHTTPRequestHandler` whose reading and parsing are replaced: the standard one
 blocks a thread for each client and takes bytes with two readings (see parser.py). An idle or slow
@@ -35,7 +36,6 @@ Rules of this file:
 
 from __future__ import annotations
 
-import selectors
 import socket
 from concurrent.futures import Future
 from functools import partial
@@ -56,13 +56,13 @@ from jwksd.httpd.parser import (
     Response,
     error,
 )  # fmt: skip
+from jwksd.httpd.sockets import READ, WRITE
 from jwksd.httpd.tls import TLSConnection, WantsToWrite
 from jwksd.httpd.workers import Overloaded
 
 if TYPE_CHECKING:
     from jwksd.httpd.loop import Server
 
-READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 RECEIVE = 16_384  # octets a read: a whole request, mostly; memory for each unfinished one
 HIGH_WATER = 65_536  # octets of answers before a pipelining client has to take some
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -86,7 +86,7 @@ FAILED = error(
 NO_SHARE = overloaded("This client has enough connections. Try again later.")
 LATE = Refused(408, "Send the whole request sooner.").response
 
-Connection = Union[socket.socket, TLSConnection]
+Connection = Union[socket.SocketType, TLSConnection]
 Answer = Union[Response, "Future[Response]"]
 
 
@@ -128,13 +128,14 @@ class Handler(BaseHTTPRequestHandler):
         self.proxied = False  # the client is a proxy: the clients that it names have shares
         self.named: str | None = None  # the one of them that this connection counts for now
         self.server = server
-        self.parser = Parser(server.limits, client)
+        self.parser = Parser(server.limits, client, server.heads)
         self.output = b""  # answered, but not taken by the client yet
         self.awaited: tuple[Request, float] | None = None  # whose answer is a Future; since when
         self.close_connection = False  # once the output is taken
+        self.last_said = False  # by the client: it sends no more requests
         self.served = False
         self.paused = False  # what was read and not done yet waits for a turn of the loop
-        self.interest = 0  # what the selector watches for
+        self.interest = 0  # what the loop watches for
         self.begun = server.now  # of the request that is arriving, or of the connection
         self.enter(IDLE if self.tls is None else SHAKE)
 
@@ -226,7 +227,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         request, started = self.awaited
         self.awaited = None
-        self.parser.allow()
+        if not self.output:  # else the next request has its turn once this is taken
+            self.parser.allow()
         failure = future.exception()
         answer = future.result() if failure is None else self.recover(request, failure)
         self.advance([self.octets_of(answer, request, started)])
@@ -297,6 +299,7 @@ class Handler(BaseHTTPRequestHandler):
             server.note(self.named_client(request), request, response, started)
         if not request.keep_alive or server.stopping:
             self.close_connection = True
+            self.last_said = not request.keep_alive
             tail = server.tail_close
         else:
             tail = server.tail if request.version != "1.0" else server.tail_keep_alive
@@ -343,7 +346,10 @@ class Handler(BaseHTTPRequestHandler):
             self.watch(WRITE)
             return
         if self.close_connection:
-            self.leave()
+            if self.last_said and phase == IDLE:  # RFC 9112 §9.6: nothing comes behind that
+                self.close()
+            else:
+                self.leave()
             return
         if self.proxied and not self.count(phase):
             return
@@ -375,7 +381,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def watch(self, events: int) -> None:
         if events != self.interest:
-            self.server.watch(self, events)
+            self.server.events.watch(self.connection.fileno(), events, self.ready)
             self.interest = events
 
     def waits_since(self) -> float:
@@ -384,7 +390,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def give_way(self) -> None:
         """Close for a newcomer; say so if a request has begun, without waiting for the client."""
-        if isinstance(self.connection, socket.socket) and self.phase in UNFINISHED:
+        if isinstance(self.connection, socket.SocketType) and self.phase in UNFINISHED:
+            self.watch(0)
             self.retire()
             self.server.turn_away(self.connection)
         else:
@@ -415,11 +422,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def close(self) -> None:
         if self.phase != CLOSED:
+            if self.interest:
+                self.server.events.forget(self.connection.fileno())
             self.retire()
             self.connection.close()
 
     def retire(self) -> None:
         """Be no connection of the server any more."""
         self.phase = CLOSED  # an event of the same turn finds nothing to do
-        self.watch(0)
         self.server.forget(self)

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on one selector loop: sockets in, sockets out, a worker pool for what takes long.
+"""HTTP/1.1 on one loop: sockets in, sockets out, a worker pool for what takes long.
 
              +--------------------------- loop (one thread) ---------------------------+
     client --+-> Handler.ready --> Parser --> Handler.route --> Response --> one send --+--> client
@@ -20,7 +20,6 @@ It leaves out: HTTP/2, streaming answers, and signals (the caller's: see `stop`)
 from __future__ import annotations
 
 import errno
-import selectors
 import socket
 import time
 from collections import Counter, deque
@@ -41,13 +40,12 @@ from jwksd.httpd.connection import (
     times_when_crowded,
 )  # fmt: skip
 from jwksd.httpd.log import ACCESS_LOGS, LineLog, where
-from jwksd.httpd.parser import IDLE, Limits, Request, Response
+from jwksd.httpd.parser import IDLE, Heads, Limits, Request, Response
 from jwksd.httpd.places import Shares, TurnedAway, Turns
-from jwksd.httpd.sockets import BACKLOG, Listener, client_of, descriptor_room
+from jwksd.httpd.sockets import BACKLOG, READ, Listener, descriptor_room, events
 from jwksd.httpd.supervisor import Supervisor
 from jwksd.httpd.tls import TLSConnection
 
-READ = selectors.EVENT_READ
 WAKE_UPS = 64  # octets: one is on its way at most, or a few
 ACCEPTS = 64  # connections taken in a row, before those that are open have their turn
 RESUMED = 16  # paused connections a turn: 16 ms if they all are handshakes, mostly far less
@@ -123,6 +121,7 @@ class Server:
         self.stats = stats or Stats()
         self.stopping = False
         self.looked = False  # whether `on_turn` was called in this turn
+        self.heads: Heads = {}  # for all parsers
         self._handler_class = handler_class
         self._on_turn = on_turn
         self._supervisor = supervisor or Supervisor()
@@ -134,7 +133,7 @@ class Server:
             deque()
         )  # those that give way, and since when they wait
         self._look_at = -inf  # when to look for those again
-        self._selector = selectors.DefaultSelector()
+        self.events = events()
         self._wakeup, self._waker = socket.socketpair()
         self._wakeup.setblocking(False)
         self._waker.setblocking(False)
@@ -159,8 +158,8 @@ class Server:
 
     def serve_forever(self) -> None:
         """Run the loop in this thread until `stop`; then everything is closed."""
-        self._selector.register(self._listener.socket, READ, self._accept)
-        self._selector.register(self._wakeup, READ, self._collect)
+        self.events.watch(self._listener.socket.fileno(), READ, self._accept)
+        self.events.watch(self._wakeup.fileno(), READ, self._collect)
         try:
             while not self._stop:
                 self._turn()
@@ -189,7 +188,7 @@ class Server:
         if not self._closed:
             self._closed = True
             self._listener.close()
-            self._selector.close()
+            self.events.close()
             self._wakeup.close()
             self._waker.close()
 
@@ -197,15 +196,15 @@ class Server:
 
     def _turn(self) -> None:
         wait = 0.0 if self.paused else max(0.0, self._next_sweep - self.now)
-        events = self._selector.select(wait)
+        reactions = self.events.wait(wait)
         self._set_clock()
         self.looked = False
         self._handshakes = 0
-        for key, _ in events:
+        for react in reactions:
             try:
-                key.data()
+                react()
             except Exception as failure:
-                self._broken(key.data, failure)
+                self._broken(react, failure)
         if self.paused:
             for resume in self.paused.take(RESUMED):
                 self._guard(resume)
@@ -262,7 +261,7 @@ class Server:
         self._turned_away.close(self.now)
         if self._accept_at is not None and self._accept_at <= self.now:
             self._accept_at = None
-            self._selector.register(self._listener.socket, READ, self._accept)
+            self.events.watch(self._listener.socket.fileno(), READ, self._accept)
         if self._line_log is not None:
             self.stats.log_lines_dropped = self._line_log.dropped
 
@@ -272,7 +271,7 @@ class Server:
         """Take some connections in; whether there may be more."""
         for _ in range(ACCEPTS):
             try:
-                raw, address = self._listener.socket.accept()
+                raw, client = self._listener.accept()
             except BlockingIOError:
                 return False
             except OSError as failure:
@@ -280,36 +279,35 @@ class Server:
                     self._pause_accepting(failure)
                     return False
                 continue  # the client left before it was looked at
-            raw.setblocking(False)
-            self._admit(raw, client_of(address))
+            self._admit(raw, client)
         return True
 
-    def _admit(self, raw: socket.socket, client: str) -> None:
+    def _admit(self, raw: socket.SocketType, client: str) -> None:
         proxied = self.is_proxy(client)
-        if not proxied and not self._shares.has_room(client):
+        if not proxied and not self._shares.take(client):
             self.stats.rejected_client += 1
             self.turn_away(raw)
         elif len(self._connections) >= self._max_connections and not self._make_room():
+            if not proxied:
+                self._shares.give_back(client)
             self.stats.rejected_full += 1
             self.turn_away(raw)
         else:
             self._take_in(raw, client, proxied)
 
-    def _take_in(self, raw: socket.socket, client: str, proxied: bool) -> None:
+    def _take_in(self, raw: socket.SocketType, client: str, proxied: bool) -> None:
         tls = self._listener.tls
         handler = self._handler_class(raw if tls is None else TLSConnection(raw, tls), client, self)
         self._connections.add(handler)
         handler.proxied = proxied
-        if not proxied:
-            self._shares.take(client)
         self.stats.connections_accepted += 1
         self.stats.connections_open += 1
         if tls is None:
-            self._guard(handler.ready)
+            self._guard(handler.ready)  # the request is there already, mostly
         else:
             handler.watch(READ)
 
-    def turn_away(self, raw: socket.socket) -> None:
+    def turn_away(self, raw: socket.SocketType) -> None:
         """Say that the server is full, if that costs no more than a place would."""
         if self._listener.tls is None:
             self._turned_away.add(raw, FULL.wire(self.tail_close), self.now)
@@ -345,33 +343,22 @@ class Server:
 
     def count_for(self, handler: Handler, named: str | None) -> bool:
         """Count a proxy's connection for the client that it names; False if that has its share."""
-        if named is not None and not self._shares.has_room(named):
+        if named is not None and not self._shares.take(named):
             self.stats.rejected_client += 1
             return False
         if handler.named is not None:
             self._shares.give_back(handler.named)
-        if named is not None:
-            self._shares.take(named)
         handler.named = named
         return True
 
     def _pause_accepting(self, failure: OSError) -> None:
         """Out of descriptors: accepting again at once would fail again at once."""
-        self._selector.unregister(self._listener.socket)
+        self.events.watch(self._listener.socket.fileno(), 0, self._accept)
         self._accept_at = self.now + ACCEPT_PAUSE
         self._next_sweep = min(self._next_sweep, self._accept_at)
         if self.now - self._complained_at > COMPLAIN_EVERY:
             self._complained_at = self.now
             self.log(f"warning: no more connections for now: {failure.strerror}")
-
-    def watch(self, handler: Handler, events: int) -> None:
-        """Report these events of a handler's connection, 0 for none."""
-        if handler.interest == 0:
-            self._selector.register(handler.connection, events, handler.ready)
-        elif events == 0:
-            self._selector.unregister(handler.connection)
-        else:
-            self._selector.modify(handler.connection, events, handler.ready)
 
     def forget(self, handler: Handler) -> None:
         """It is closed."""
@@ -435,6 +422,6 @@ class Server:
 
     def _stop_listening(self) -> None:
         if self._accept_at is None:
-            self._selector.unregister(self._listener.socket)
+            self.events.watch(self._listener.socket.fileno(), 0, self._accept)
         self._accept_at = None
         self._listener.close()

@@ -73,6 +73,8 @@ BODILESS = (204, 304)  # RFC 9110 §6.4.1 and §8.6: neither a body nor a length
 # RFC 9111 §4.2.2: a 414 or 501 without it may be kept by a cache, and given to everybody.
 NO_STORE = ("Cache-Control", "no-store")
 STEPS = 64  # of work for what one read brings: 16 requests, or 0.14 ms of small chunks
+SECRETS = {"authorization", "cookie", "proxy-authorization"}  # fields that are not kept
+HEADS = 256  # known at a time: half a megabyte, and more kinds of clients than come in a minute
 REQUEST_STEPS = 4  # a request costs about as much as four chunks: some 15 microseconds
 
 WORDS = {
@@ -149,6 +151,14 @@ class Request:
         self.keep_alive = keep_alive
         self.version = version
 
+    def of(self, client: str) -> Request:
+        """The same request of another client, if it has no body; the headers are shared."""
+        return Request(
+            *(self.method, self.path, self.query, self.headers, b"", client),
+            keep_alive=self.keep_alive,
+            version=self.version,
+        )
+
 
 class Response:
     """One answer; not to be changed once made, since it remembers its own wire form.
@@ -215,9 +225,13 @@ def error(
     return json_response(status, {"error": word, "error_description": description}, headers)
 
 
+Heads = dict[bytes, Request]  # requests without a body by their octets, as they came lately
+
+
 class Parser:
     """The requests in one connection's bytes: `feed` bytes, then ask for `next_request`.
 
+    A head that came before, here or in another parser with the same `heads`, is not read again.
     When `next_request` has returned None and the parser is not `unfinished`, what is buffered is
     one request that is still arriving, never larger than the limits allow. After it raised, the
     connection is of no further use. A request without a body may be the same object as the one
@@ -225,14 +239,15 @@ class Parser:
     """
 
     __slots__ = (
-        "_blank_line", "_body", "_buffer", "_chunk", "_client", "_extensions", "_fields",
+        "_blank_line", "_body", "_buffer", "_chunk", "_client", "_extensions", "_fields", "_heads",
         "_last_block", "_last_request", "_length", "_limits", "_line", "_request", "_start",
         "_steps", "_trailer", "expects_continue",
     )  # fmt: skip
 
-    def __init__(self, limits: Limits, client: str) -> None:
+    def __init__(self, limits: Limits, client: str, heads: Heads | None = None) -> None:
         self._limits = limits
         self._client = client
+        self._heads = {} if heads is None else heads
         self._buffer = b""
         self._start = 0  # the two cursors: see the top of this file
         self._line = 0
@@ -303,7 +318,7 @@ class Parser:
                 self._blank_line = False
                 self._steps -= REQUEST_STEPS
                 return self._last_request
-            request = self._read_head()
+            request = self._find_head() or self._read_head()
             if request is None:
                 return None
         length = self._length
@@ -324,6 +339,19 @@ class Parser:
         self._fields = 0
 
     # --- the head
+
+    def _find_head(self) -> Request | None:
+        """The request if another connection sent the same octets lately: same verdict."""
+        end = self._buffer.find(b"\r\n\r\n", self._start) + 4
+        block = self._buffer[self._start : end]
+        known = self._heads.get(block)
+        if known is None:
+            return None
+        request = known if known.client == self._client else known.of(self._client)
+        self._last_block, self._last_request = block, request
+        self._length, self._blank_line = 0, False
+        self._advance(end)
+        return request
 
     def _read_head(self) -> Request | None:
         """The request whose head is complete; its body may be still to come."""
@@ -413,9 +441,12 @@ class Parser:
         return request
 
     def _remember(self, block: bytes, request: Request) -> None:
-        # At most 1 KiB a connection, and never credentials: they are not kept longer than needed.
-        if self._length == 0 and len(block) <= 1024 and "authorization" not in request.headers:
+        # At most 1 KiB each, and never credentials: they are not kept longer than needed.
+        if self._length == 0 and len(block) <= 1024 and not SECRETS & request.headers.keys():
             self._last_block, self._last_request = block, request
+            if len(self._heads) >= HEADS:
+                self._heads.clear()
+            self._heads[block] = request
         else:
             self._last_block, self._last_request = b"", None
 

@@ -39,16 +39,15 @@ class Shares:
         self._most = most
         self.taken: Counter[str] = Counter()
 
-    def has_room(self, client: str) -> bool:
-        """Whether all sources of the client have some of their shares left."""
-        if client == "unix":  # a client that reaches the file is a proxy
-            return True
-        return all(self.taken[name] < shares * self._most for name, shares in sources_of(client))
-
-    def take(self, client: str) -> None:
-        """Count one more connection."""
-        for name, _ in sources_of(client):
-            self.taken[name] += 1
+    def take(self, client: str) -> bool:
+        """Count one more connection; False, and nothing counted, if a source has its shares."""
+        sources, taken = sources_of(client), self.taken
+        for name, shares in sources:
+            if taken[name] >= shares * self._most and client != "unix":
+                return False  # a client that reaches the file is a proxy
+        for name, _ in sources:
+            taken[name] += 1
+        return True
 
     def give_back(self, client: str) -> None:
         """Count one connection less."""
@@ -91,9 +90,9 @@ class TurnedAway:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._waiting: deque[tuple[float, socket.socket]] = deque()
+        self._waiting: deque[tuple[float, socket.SocketType]] = deque()
 
-    def add(self, raw: socket.socket, answer: bytes, now: float) -> None:
+    def add(self, raw: socket.SocketType, answer: bytes, now: float) -> None:
         """Say this and no more; close later, or at once if too many wait."""
         with suppress(OSError):  # mostly: nothing has come yet
             raw.recv(READ)  # what is unread would reset the connection, too

@@ -75,7 +75,7 @@ class WantsToWrite(BlockingIOError):
 class TLSConnection:
     """A socket that turns to TLS with its first octet, and looks like a plain one afterwards."""
 
-    def __init__(self, raw: socket.socket, context: ssl.SSLContext) -> None:
+    def __init__(self, raw: socket.SocketType, context: ssl.SSLContext) -> None:
         self._socket = raw
         self._context: ssl.SSLContext | None = context  # until it is known what the client speaks
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
