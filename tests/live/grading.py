@@ -7,7 +7,10 @@ import contextlib
 import io
 import json
 import re
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 import unittest
@@ -22,7 +25,7 @@ import server
 import test_server
 from jwksd.grading import asking, judging
 from jwksd.grading.asking import Answer, Asked
-from tests.support import CHEAPEST
+from tests.support import CHEAPEST, ROOT, TemporaryFolder
 
 SENTENCE = re.compile(r"AssertionError: expected .+; came .*; the rule: .*(RFC \d+|grading\.md).*")
 JWKS, AUTH, REGISTER = test_server.JWKS, "/auth", "/register"
@@ -514,6 +517,21 @@ class AHostileServer(Graded):
         self.assertEqual(len(failed), 1)
         self.assertIn("the server died", "".join(failed.values()))
         self.assertIn("the server died after", "".join(self.skipped.values()))
+
+
+class AFewFiles(TemporaryFolder):
+    def test_grade_without_a_package(self):
+        shutil.copytree(ROOT / "jwksd" / "grading", self.folder / "jwksd" / "grading")
+        shutil.copy(ROOT / "jwksd" / "__init__.py", self.folder / "jwksd")
+        shutil.copy(ROOT / "test_server.py", self.folder)
+        shutil.copy(ROOT / "jwt_minimal.py", self.folder)
+        with server.running(argon2=CHEAPEST) as issuer:
+            run = subprocess.run(
+                [sys.executable, "-S", "-m", "unittest", "test_server"],
+                cwd=self.folder, env={"JWKS_TEST_URL": issuer.url},
+                capture_output=True, text=True, timeout=60,
+            )  # fmt: skip
+        self.assertEqual(run.returncode, 0, run.stderr)
 
 
 if __name__ == "__main__":
