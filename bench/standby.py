@@ -63,21 +63,32 @@ class Acknowledged(NamedTuple):
 
 
 class Primary:
-    """A server and Litestream beside it, in one folder that can be lost."""
+    """A server and Litestream beside it, on a disk that can be lost."""
 
-    def __init__(self, folder: Path, litestream: str, configuration: str) -> None:
+    def __init__(
+        self, folder: Path, litestream: str, configuration: str, start_with: Path | None = None
+    ) -> None:
+        """Copying has begun at return. `start_with`: a database to go on with."""
         self._litestream = litestream
-        self.disk, self._copy = folder / "disk", folder / "copy"
-        self.disk.mkdir()
-        self._database = self.disk / "keys.db"
+        self._disk, self._copy = folder / "disk", folder / "copy"
+        self._disk.mkdir(parents=True)
+        self._database = self._disk / "keys.db"
+        if start_with is not None:
+            shutil.copy(start_with, self._database)
         text = configuration.replace(DATABASE, str(self._database)).replace(COPY, str(self._copy))
         self._configuration = folder / "litestream.yml"
         self._configuration.write_text(text, "utf-8")
         self.server = Process(command(*CHEAP, db=self._database))
-        words = [litestream, "replicate", "-config", str(self._configuration)]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self._replicating = subprocess.Popen(words, **quiet)  # type: ignore[call-overload]
-        self._wait_for_a_copy()
+        self._replicating = subprocess.Popen(
+            [litestream, "replicate", "-config", str(self._configuration)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            self._wait_for_a_copy()
+        except BaseException:
+            self.end()
+            raise
 
     def _wait_for_a_copy(self) -> None:
         until = time.monotonic() + PATIENCE
@@ -89,12 +100,23 @@ class Primary:
     def lose(self) -> float:
         """Kill both and delete the disk; the time of the end."""
         ended = time.monotonic()
-        for process in (self.server.process, self._replicating):
-            process.kill()
-        for process in (self.server.process, self._replicating):
-            process.wait(PATIENCE)
-        shutil.rmtree(self.disk)
+        self.end()
+        shutil.rmtree(self._disk)
         return ended
+
+    def end(self) -> None:
+        """Kill both, if they are there."""
+        both = (self.server.process, self._replicating)
+        for process in both:
+            process.kill()
+        for process in both:
+            process.wait(PATIENCE)
+
+    def stop(self) -> None:
+        """End both in order: first the server, then Litestream, which copies the rest."""
+        for process in (self.server.process, self._replicating):
+            process.terminate()
+            process.wait(PATIENCE)
 
     def restore(self, target: Path) -> None:
         """Make the database again from the copy."""
@@ -111,6 +133,7 @@ class Clients:
     def __init__(self, port: int) -> None:
         self._port = port
         self._stopping = threading.Event()
+        self.accounts: list[dict[str, str]] = []  # as they are typed
         self.answers: list[list[Acknowledged]] = [[] for _ in range(CLIENTS)]
         self._threads = [
             threading.Thread(target=self._run, args=(number, own))
@@ -120,7 +143,7 @@ class Clients:
             thread.start()
 
     def _run(self, number: int, answers: list[Acknowledged]) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
+        connection = connect(self._port)
         with contextlib.suppress(OSError, http.client.HTTPException):
             for count in range(1_000_000):
                 if self._stopping.is_set():
@@ -128,7 +151,9 @@ class Clients:
                 name = f"user-{number}-{count}"
                 password = ask(connection, "/register", {"username": name})["password"]
                 answers.append(Acknowledged("users", name, time.monotonic()))
-                ask(connection, "/auth", {"username": name, "password": password})
+                account = {"username": name, "password": password}
+                self.accounts.append(account)
+                ask(connection, "/auth", account)
                 answers.append(Acknowledged("auth_logs", name, time.monotonic()))
         connection.close()
 
@@ -140,14 +165,29 @@ class Clients:
         return [answer for answers in self.answers for answer in answers]
 
 
-def ask(connection: http.client.HTTPConnection, path: str, document: object) -> Any:
-    """The answer to a POST; anything but success is an error."""
-    connection.request("POST", path, json.dumps(document), {"Content-Type": "application/json"})
+def connect(port: int) -> http.client.HTTPConnection:
+    """A connection to a server on this machine."""
+    return http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+
+
+def ask(connection: http.client.HTTPConnection, path: str, document: object = None) -> Any:
+    """The answer to a POST, or without a document to a GET; anything but success is an error."""
+    if document is None:
+        connection.request("GET", path)
+    else:
+        fields = {"Content-Type": "application/json"}
+        connection.request("POST", path, json.dumps(document), fields)
     response = connection.getresponse()
     content = response.read()
     if response.status not in (200, 201):
         raise RuntimeError(f"{path}: {response.status} {content!r}")
     return json.loads(content)
+
+
+def published(port: int) -> list[str]:
+    """The kids of the key set."""
+    with contextlib.closing(connect(port)) as connection:
+        return [key["kid"] for key in ask(connection, "/.well-known/jwks.json")["keys"]]
 
 
 def rows(database: Path) -> dict[str, set[str]]:
@@ -168,12 +208,15 @@ class Loss(NamedTuple):
 
     acknowledged: int
     lost: list[float]  # s before the end, of each answer given in vain
-    database: Path
+    accounts: list[dict[str, str]]  # the acknowledged ones
+    kids: list[str]  # of the keys that were published
+    database: Path  # as it was restored
 
 
 def lose_one(folder: Path, litestream: str, configuration: str, seconds: float) -> Loss:
     """One round: serve, lose the disk, restore, compare."""
     primary = Primary(folder, litestream, configuration)
+    kids = published(primary.server.port)
     clients = Clients(primary.server.port)
     time.sleep(seconds)
     ended = primary.lose()
@@ -182,7 +225,7 @@ def lose_one(folder: Path, litestream: str, configuration: str, seconds: float) 
     primary.restore(restored)
     found = rows(restored)
     gone = [ended - answer.at for answer in answers if answer.name not in found[answer.what]]
-    return Loss(len(answers), gone, restored)
+    return Loss(len(answers), gone, clients.accounts, kids, restored)
 
 
 @contextlib.contextmanager
