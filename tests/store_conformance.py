@@ -427,16 +427,6 @@ class Conformance(unittest.TestCase):
         self.assertEqual(len(found), 180)
         self.assertEqual(len(set(found)), 180)
 
-    def test_what_others_logged_is_told_from_what_is_our_own(self):
-        if not self.database.shared:
-            self.skipTest("one machine: the limiter of each process counts for itself")
-        other = self.accounts_of(self.open_engine())
-        progress = Progress(self.log.newest_number())
-        self.record(self.accounts, "bad_password", at="10.0.0.1").result(60)
-        self.record(other, "bad_password", at="10.0.0.2").result(60)
-        self.assertEqual(self.log.others(progress), [("10.0.0.2", [0.0])])
-        self.assertEqual(self.log.others(progress), [])
-
 
 class OfTheTimes(unittest.TestCase):
     def test_a_row_that_becomes_visible_late_is_given_although_its_number_is_smaller(self):

@@ -76,7 +76,13 @@ class OnAPrimary(unittest.TestCase):
 
 
 class PostgreSQLConforms(OnAPrimary, store_conformance.Conformance):
-    pass
+    def test_what_others_logged_is_told_from_what_is_our_own(self):
+        other = self.accounts_of(self.open_engine())
+        progress = Progress(self.log.newest_number())
+        self.record(self.accounts, "bad_password", at="10.0.0.1").result(60)
+        self.record(other, "bad_password", at="10.0.0.2").result(60)
+        self.assertEqual(self.log.others(progress), [("10.0.0.2", [0.0])])
+        self.assertEqual(self.log.others(progress), [])
 
 
 class Opening(OnAPrimary):
