@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 import unittest
@@ -13,12 +16,14 @@ from functools import partial
 from typing import Any, Callable, ClassVar
 from unittest import mock
 
+import jwt_minimal
 from jwksd.store.accounts import Accounts, HashCost
 from jwksd.store.database import CannotOpen, Connection, Unavailable
 from jwksd.store.logins import LoginLog, Progress, Wanted
 from tests import store_conformance
 from tests.live.clusters import Cluster, Clusters, wait_until, why_not
-from tests.support import Clock
+from tests.live.process import SECRET, Server, start
+from tests.support import CHEAPEST, ROOT, Clock
 
 REASON = why_not()
 if REASON is None:
@@ -26,6 +31,7 @@ if REASON is None:
 
     from jwksd.store.postgres import PostgreSQL
 
+JWKS = "/.well-known/jwks.json"
 NUMBERS = itertools.count(1)
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
 
@@ -279,6 +285,122 @@ class Numbers(OnAPrimary):
     def partitions(self) -> list[str]:
         sql = "SELECT relname FROM pg_class WHERE relispartition AND relkind = 'r' ORDER BY relname"
         return [name.replace("auth_logs_", "") for name in self.sql(sql).split()]
+
+
+class TwoServers(OnAPrimary):
+    """Two processes on one database, as two machines would be."""
+
+    def serve(self, *flags: str) -> Server:
+        flags = ("--port", "0", "--db", self.url, "--argon2", CHEAPEST, *flags)
+        server = Server(*flags, environ={"NOT_MY_KEY": SECRET})
+        self.addCleanup(server.end, signal.SIGKILL)
+        return server
+
+    def admin(self, *words: str, environ: dict[str, str] | None = None):
+        return subprocess.run(
+            [sys.executable, str(ROOT / "admin.py"), "--db", self.url, *words],
+            env={**os.environ, **({"NOT_MY_KEY": SECRET} if environ is None else environ)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def kids(self, server: Server) -> list[str]:
+        return [key["kid"] for key in server.ask("GET", JWKS)[1]["keys"]]
+
+    def lacks(self, server: Server, kid: str) -> bool:
+        return kid not in self.kids(server)
+
+    def test_share_accounts_and_keys_and_outlive_each_other(self):
+        one, two = self.serve(), self.serve()
+        password = one.ask("POST", "/register", {"username": "alice"})[1]["password"]
+        credentials = {"username": "alice", "password": password}
+        self.assertEqual(two.ask("POST", "/auth", credentials)[0], 200)
+        self.assertEqual(self.kids(one), self.kids(two))
+        one.end(signal.SIGKILL)
+        self.assertEqual(two.ask("POST", "/auth", credentials)[0], 200)
+        third = self.serve()
+        status, answer = third.ask("POST", "/auth", credentials)
+        self.assertEqual(status, 200)
+        token = jwt_minimal.decode(answer["token"], two.ask("GET", JWKS)[1])
+        self.assertEqual(token["sub"], "alice")
+        self.assertEqual(self.sql("SELECT count(*) FROM auth_logs WHERE outcome = 'success'"), "3")
+        self.assertEqual(third.end(), 0)
+
+    def test_a_revoked_key_leaves_every_server(self):
+        servers = [self.serve(), self.serve()]
+        (kid,) = self.kids(servers[0])
+        done = self.admin("keys", "revoke", kid)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        for server in servers:
+            wait_until("it is gone", partial(self.lacks, server, kid))
+            self.assertEqual(self.kids(server), [done.stdout.strip()])
+
+    def test_count_each_others_attempts(self):
+        one, two = (self.serve("--auth-limit", "20/minute") for _ in range(2))
+        alone = self.serve("--auth-limit", "20/minute", "--share-limits", "off")
+        wrong = {"username": "nobody", "password": "wrong"}
+        self.assertEqual([one.ask("POST", "/auth", wrong)[0] for _ in range(21)][-2:], [401, 429])
+        asked = 0
+        while two.ask("POST", "/auth", wrong)[0] == 401:
+            asked += 1
+            time.sleep(0.2)  # it looks each half second
+        self.assertLess(asked, 20)
+        self.assertEqual(alone.ask("POST", "/auth", wrong)[0], 401)
+
+    def test_keep_the_keys_on_the_air_while_the_database_is_gone(self):
+        clusters = Clusters()
+        self.addCleanup(clusters.close)
+        known = mock.patch.dict(os.environ, PGPASSFILE=str(clusters.passfile))
+        known.start()
+        self.addCleanup(known.stop)
+        primary = clusters.primary()
+        self.url = clusters.url(primary)
+        server = self.serve()
+        kids = self.kids(server)
+        primary.kill()
+        status, answer = server.ask("POST", "/register", {"username": "alice"})
+        self.assertEqual((status, answer["error"]), (503, "database_unavailable"))
+        self.assertEqual(self.kids(server), kids)
+        wait_until("healthz tells", lambda: server.ask("GET", "/healthz")[0] == 503)
+        primary.start()
+        wait_until("it works", lambda: server.ask("POST", "/register", {"username": "a"})[0] == 201)
+        wait_until("healthz tells", lambda: server.ask("GET", "/healthz")[0] == 200)
+
+    def test_need_a_secret_that_was_given(self):
+        process = start("--port", "0", "--db", self.url, environ={})
+        self.assertEqual(process.wait(60), 2)
+        self.assertIn("NOT_MY_KEY", process.stderr.read())
+        process.stderr.close()
+        tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
+        self.assertEqual(self.sql(tables), "0")
+
+    def test_are_administered_by_the_same_commands(self):
+        for words, code, wanted in (
+            (("doctor",), 2, "it has no tables of ours"),
+            (("keys", "rotate"), 0, ""),
+            (("keys", "list"), 0, "signing"),
+            (("users", "add", "alice"), 0, ""),
+            (("users", "claims", "alice", "role=editor"), 0, "editor"),
+            (("users", "list"), 0, "alice"),
+            (("log", "--last", "3"), 0, "time"),
+            (("log", "--summary", "--user", "alice"), 0, "address"),
+            (("rekey",), 0, "0"),
+            (("doctor",), 0, "postgresql\tok"),
+            (("backup", "file"), 1, "pg_dump"),
+            (("users", "delete", "alice", "--free"), 0, ""),
+            (("users", "reset", "alice"), 1, "there is no user"),
+        ):
+            with self.subTest(words):
+                done = self.admin(*words)
+                self.assertEqual(done.returncode, code, done.stdout + done.stderr)
+                self.assertIn(wanted, done.stdout + done.stderr)
+
+    def test_the_doctor_names_what_is_missing(self):
+        self.admin("keys", "rotate")
+        done = self.admin("doctor", environ={"NOT_MY_KEY": "another"})
+        self.assertRegex(done.stdout, r"keys\tproblem\tNOT_MY_KEY opens none")
+        self.assertRegex(done.stdout, r"commits\tnote\tno standby is waited for")
 
 
 @unittest.skipIf(REASON, REASON or "")
