@@ -42,6 +42,9 @@ LEFT = {
         "needs a network; tests/live/release.py installs the lock",
     "venv/bin/pip install --no-index --find-links wheels-linux-x86_64":
         "its folder needs a network; tests/live/release.py makes one and installs it",
+    "pip install -r requirements-postgres.txt": "needs a network and a database",
+    "python server.py --db postgresql://":
+        "needs the hosts that it names; tests/live/postgres.py has two",
     "podman build -t": "needs podman and a registry; tests/live/deploy.py tries the file's parts",
 }  # fmt: skip
 
