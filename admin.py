@@ -6,6 +6,7 @@
     python admin.py [--db FILE] [--argon2 COST] users list | add NAME | reset NAME | delete NAME
     python admin.py [--db FILE] log [--follow] [--summary] [--outcome WORD] [--since 1h] ...
     python admin.py [--db FILE] doctor
+    python admin.py migrate --from DB --to DB
 
 Rules of this file:
 - A command is one row of `COMMANDS` and one function: parsed arguments and the opened database in,
@@ -31,6 +32,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Callable, NamedTuple, TextIO
 
 # Our modules stand beside this file, also if it is reached through a link or by `python -I`.
@@ -40,7 +42,7 @@ from jwksd import progress
 from jwksd.ops import packages
 
 try:
-    from jwksd.store import accounts, claims, keystore, logins, names
+    from jwksd.store import accounts, claims, keystore, logins, moving, names
 except ModuleNotFoundError as missing:
     packages.refuse_without(missing)
 
@@ -52,6 +54,7 @@ from jwksd.store.sqlite import ReadOnly
 sys.path.pop(0)
 
 Lines = Iterable[str]
+MOVING = 3600.0  # seconds that one statement of a move may take
 FOLLOW_SECONDS = 0.5  # between two looks; one costs some microseconds
 
 
@@ -235,12 +238,12 @@ def log_rows(place: Installation, wanted: logins.Wanted, last: int | None, follo
     """The attempts, and those to come until Ctrl-C."""
     yield "time\taddress\toutcome\tuser"
     kept, stamp = place.logins(), object()
-    progress = logins.Progress(0 if last is None else kept.before_last(wanted, last))
+    reached = logins.Progress(0 if last is None else kept.before_last(wanted, last))
     while True:
         # Looked at before the rows are: what is added meanwhile changes the next stamp.
         seen, stamp = stamp, place.database.stamp()
         if stamp is None or stamp != seen:
-            for row in kept.newer(wanted, progress):
+            for row in kept.newer(wanted, reached):
                 yield listed(row.time, row.address, row.outcome, row.user)
         if not follow:
             return
@@ -257,6 +260,40 @@ def diagnose(place: Installation, options: argparse.Namespace) -> Lines:
         yield listed(*finding)
     if problems:
         raise Refused(f"not sound in {problems} of these: what to do stands beside each problem")
+
+
+def migrate(place: Installation, options: argparse.Namespace) -> Lines:
+    """Copy everything from one database to another; prints how many rows each table has."""
+    if not startup.is_url(options.source) and not os.path.exists(options.source):
+        raise Refused(f"there is no database {options.source}")
+    shared = any(map(startup.is_url, (options.source, options.target)))
+    secret.check_given_secrets(place.environ, shared=shared)
+    rows: dict[str, int] = {}
+    with opened(options.source) as source, opened(options.target) as target:
+        if source.name == target.name:
+            raise Refused("a database cannot be moved to itself")
+        with progress.shown("migrate", lambda: f"{len(rows)} tables"):
+            moving.move(source, target, rows.__setitem__)
+        require_same_keys(place, source, target)
+    yield "table\trows"
+    for name, count in rows.items():
+        yield listed(name, count)
+    tell("every key opens; start the servers with the new --db, and none with the old one")
+
+
+def opened(db: str) -> contextlib.closing[Database]:
+    """A database to move from or to."""
+    return contextlib.closing(startup.open_database(db, seconds=MOVING))
+
+
+def require_same_keys(place: Installation, source: Database, target: Database) -> None:
+    """Open every key of both, and compare."""
+    listings = []
+    for database in (source, target):
+        given = secret.load_secret(database, dict(place.environ), lambda line: None)
+        listings.append(replace(place, database=database).keys(*given, tell).listing())
+    if listings[0] != listings[1]:
+        raise Refused("the keys are not the same: start no server on the new database")
 
 
 def address(text: str) -> str:
@@ -304,6 +341,12 @@ PASSWORD_STDIN = Argument(
     "--password-stdin", {"action": "store_true", "help": "read the password from standard input"}
 )
 
+SOURCE = Argument(
+    "--from", {"dest": "source", "required": True, "metavar": "DB", "help": "a file, or a URL"}
+)
+TARGET = Argument(
+    "--to", {"dest": "target", "required": True, "metavar": "DB", "help": "one that holds nothing"}
+)
 LOG_OPTIONS = (
     Argument("--follow", {"action": "store_true", "help": "go on with new attempts until Ctrl-C"}),
     Argument("--summary", {"action": "store_true", "help": "count them by address and outcome"}),
@@ -329,6 +372,7 @@ COMMANDS: dict[str, tuple[Command, tuple[Argument, ...]]] = {
     "users claims": (users_claims, (NAME, CHANGES)),
     "log": (log, LOG_OPTIONS),
     "doctor": (diagnose, ()),
+    "migrate": (migrate, (SOURCE, TARGET)),
 }
 
 
@@ -461,7 +505,7 @@ def open_for(command: Command, path: str) -> Database:
     Raises:
         CannotOpen: it is not there, or cannot be used.
     """
-    if command is diagnose:  # opening it for good would make, migrate or refuse
+    if command in (diagnose, migrate):  # they open what they need themselves
         return ReadOnly(path)
     if command not in FOUNDERS and not startup.is_url(path) and not os.path.exists(path):
         raise CannotOpen(f"there is no database {path}: name it with --db")

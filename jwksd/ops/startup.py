@@ -66,13 +66,15 @@ def is_url(db: str) -> bool:
     return db.startswith(("postgresql://", "postgres://"))
 
 
-def open_database(db: str) -> Database:
+def open_database(db: str, *, seconds: float | None = None) -> Database:
     """The database, if it is ours: by its owner and by what stands in it.
+
+    `seconds` bounds the wait for any one answer of PostgreSQL, where the usual bound is too short.
 
     Raises:
         CannotOpen: it is not, or cannot be used; the sentence says why and what to do.
     """
-    database = open_postgres(db) if is_url(db) else open_file(db)
+    database = open_postgres(db, seconds=seconds) if is_url(db) else open_file(db)
     try:
         accounts.enter_names(database)
     except Unavailable as trouble:
@@ -84,7 +86,7 @@ def open_database(db: str) -> Database:
     return database
 
 
-def open_postgres(url: str, *, make: bool = True) -> Database:
+def open_postgres(url: str, *, make: bool = True, seconds: float | None = None) -> Database:
     """The database behind a URL; without `make` it must have its tables.
 
     Raises:
@@ -97,7 +99,7 @@ def open_postgres(url: str, *, make: bool = True) -> Database:
             f"--db names a database of PostgreSQL, which needs a package ({missing}): "
             "pip install -r requirements-postgres.txt"
         ) from missing
-    return PostgreSQL(url, make=make)
+    return PostgreSQL(url, make=make, seconds=seconds)
 
 
 def open_file(path: str) -> SQLite:

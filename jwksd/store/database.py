@@ -82,6 +82,15 @@ class Connection(Reading, Protocol):
         Rows that others just changed are waited for. What is read afterwards is their last state.
         """
 
+    def freeze(self, tables: Sequence[str]) -> None:
+        """No other transaction changes these tables until this one has ended."""
+
+    def last_number(self, table: str, column: str) -> int:
+        """The highest number that was ever given to a row; 0 before the first."""
+
+    def set_last_number(self, table: str, column: str, number: int) -> None:
+        """Give higher numbers from here on."""
+
     def overwrite(self) -> None:
         """What this transaction deletes is overwritten, where the engine can do that."""
 

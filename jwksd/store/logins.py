@@ -35,6 +35,7 @@ DISOWN_PAUSE = 0.01  # seconds between two commits of a page: as long as they ta
 
 LAST_SECOND = 253_402_300_799.0  # 9999-12-31 23:59:59, the last that a date has four digits for
 
+LOGGED = ("id", "request_ip", "request_timestamp", "user_id", "outcome")  # of a row, wherever
 OUTCOMES = ("success", "bad_password", "unknown_user", "no_key", "invalid_scope")
 OF_USER = "user_id = (SELECT id FROM users WHERE username = ?)"
 DISOWN = "UPDATE auth_logs SET user_id = NULL"
@@ -132,6 +133,22 @@ def write_outcomes(connection: Connection, attempts: Sequence[Attempt]) -> None:
         + several("(?, ?)", numbered),
         [value for number, attempt in numbered for value in (number, attempt.outcome)],
     )
+
+
+def copy_logged(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Write rows of another database's log: the columns of `LOGGED`."""
+    apart = not connection.sql.outcome_in_log
+    width = len(LOGGED) - apart
+    connection.executemany(
+        f"INSERT INTO auth_logs ({', '.join(LOGGED[:width])}) "  # noqa: S608
+        f"VALUES ({several('?', LOGGED[:width])})",
+        [row[:width] for row in rows],
+    )
+    if apart:
+        connection.executemany(
+            "INSERT INTO auth_outcomes (log_id, outcome) VALUES (?, ?)",
+            [(row[0], row[-1]) for row in rows if row[-1] is not None],
+        )
 
 
 def disown_newer(connection: Connection, name: str, number: int) -> None:

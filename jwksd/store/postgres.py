@@ -78,17 +78,17 @@ class PostgreSQL(Database):
     shared = True
     sql = POSTGRESQL
 
-    def __init__(self, url: str, *, seconds: float = WAIT_SECONDS, make: bool = True) -> None:
+    def __init__(self, url: str, *, seconds: float | None = None, make: bool = True) -> None:
         """Reach the primary, and make the tables if there are none, unless `make` is False.
 
-        `seconds` bounds the wait for any one answer.
+        `seconds` bounds the wait for any one answer; 3 if it is None.
 
         Raises:
             CannotOpen: it cannot be reached or used, or holds tables that are not ours.
         """
         self.name = shown(url)
         self._places = places(url)
-        self._seconds = seconds
+        self._seconds = WAIT_SECONDS if seconds is None else seconds
         self._idle: deque[Session] = deque()
         self._lock = threading.Lock()  # guards _timeline and _failure
         self._timeline = 0  # the highest that any session was on

@@ -168,6 +168,22 @@ class Session:
                 (wanted,),
             )
 
+    def freeze(self, tables: Sequence[str]) -> None:
+        """Readers go on, writers wait."""
+        self.execute(f"LOCK TABLE {', '.join(tables)} IN SHARE MODE")
+
+    def last_number(self, table: str, column: str) -> int:
+        """See `database.Connection`."""
+        sql = "SELECT coalesce(pg_sequence_last_value(pg_get_serial_sequence(?, ?)), 0)"
+        ((number,),) = self.execute(sql, (table, column))
+        return int(number)
+
+    def set_last_number(self, table: str, column: str, number: int) -> None:
+        """See `database.Connection`."""
+        if number:
+            sql = "SELECT setval(pg_get_serial_sequence(?, ?), ?)"
+            self.execute(sql, (table, column, number))
+
     def overwrite(self) -> None:
         """Nothing: PostgreSQL keeps old versions of a row until it is vacuumed."""
 

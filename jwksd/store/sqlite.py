@@ -70,6 +70,20 @@ class Writing(sqlite3.Connection):
     def lock(self, table: str, numbers: Collection[int | None]) -> None:
         """Nothing: the whole file is locked."""
 
+    def freeze(self, tables: Sequence[str]) -> None:
+        """Nothing: the whole file is locked."""
+
+    def last_number(self, table: str, column: str) -> int:
+        """See `database.Connection`."""
+        sql = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = ?"
+        ((number,),) = self.execute(sql, (table,))
+        return int(number)
+
+    def set_last_number(self, table: str, column: str, number: int) -> None:
+        """See `database.Connection`."""
+        self.execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
+        self.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, number))
+
     def overwrite(self) -> None:
         """What a row held is overwritten in the file, not only forgotten."""
         self.execute("PRAGMA secure_delete=ON")

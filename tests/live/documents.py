@@ -45,6 +45,8 @@ LEFT = {
     "pip install -r requirements-postgres.txt": "needs a network and a database",
     "python server.py --db postgresql://":
         "needs the hosts that it names; tests/live/postgres.py has two",
+    "python admin.py migrate --from keys.db --to postgresql://":
+        "needs the host that it names; tests/live/postgres.py runs the command",
     "podman build -t": "needs podman and a registry; tests/live/deploy.py tries the file's parts",
 }  # fmt: skip
 

@@ -20,7 +20,8 @@ import jwt_minimal
 from jwksd.store.accounts import Accounts, HashCost
 from jwksd.store.database import CannotOpen, Connection, Unavailable
 from jwksd.store.logins import LoginLog, Progress, Wanted
-from tests import store_conformance
+from jwksd.store.sqlite import SQLite
+from tests import store_conformance, test_moving
 from tests.live.clusters import Cluster, Clusters, wait_until, why_not
 from tests.live.process import SECRET, Server, start
 from tests.support import CHEAPEST, ROOT, Clock
@@ -401,6 +402,38 @@ class TwoServers(OnAPrimary):
         done = self.admin("doctor", environ={"NOT_MY_KEY": "another"})
         self.assertRegex(done.stdout, r"keys\tproblem\tNOT_MY_KEY opens none")
         self.assertRegex(done.stdout, r"commits\tnote\tno standby is waited for")
+
+
+class MovingToPostgreSQL(OnAPrimary, test_moving.Moving):
+    shares_database = True
+
+    def open_target(self) -> PostgreSQL:
+        return self.open_engine(seconds=60)
+
+    def test_and_back(self):
+        target = self.open_target()
+        self.move(self.source, target)
+        back = SQLite(self.folder / "back.db")
+        self.addCleanup(back.close)
+        self.move(target, back)
+        self.assertEqual(test_moving.contents(back), test_moving.contents(self.source))
+
+    def test_by_the_command(self):
+        words = [sys.executable, str(ROOT / "admin.py"), "migrate", "--from", str(self.path)]
+        environ = {**os.environ, "NOT_MY_KEY": "s" * 16}
+        for _ in range(2):  # the second time there is nothing left to do
+            done = subprocess.run(
+                [*words, "--to", self.url], env=environ, capture_output=True, text=True, timeout=60
+            )
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertIn("auth_logs\t2500\n", done.stdout)
+            self.assertIn("every key opens", done.stderr)
+        environ["NOT_MY_KEY"] = "another secret of some length"
+        done = subprocess.run(
+            [*words, "--to", self.url], env=environ, capture_output=True, text=True, timeout=60
+        )
+        self.assertEqual(done.returncode, 2, done.stderr)
+        self.assertIn("opens none of the 2 keys", done.stderr)
 
 
 @unittest.skipIf(REASON, REASON or "")

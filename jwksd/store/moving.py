@@ -1,0 +1,170 @@
+"""From one database to another: SQLite to PostgreSQL, and back.
+
+    move(source, target)      each table in turn, each in one transaction of the target
+
+Rules of this file:
+- Nothing writes to the source meanwhile: its lock is held from the first row to the last.
+- A table that the target has already, row for row by count, is passed over: a move that was
+  interrupted goes on where it was. One with other rows is refused, and nothing is overwritten.
+- The keys come last: until they are there, no server takes the target for a complete one.
+- Numbers of rows stay as they are, and the next number is higher than any that was ever given.
+
+It leaves out: changing the secret. Keys are moved as they are sealed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Callable, NamedTuple
+
+from jwksd.store.database import CannotOpen, Connection, Database
+from jwksd.store.logins import LOGGED, copy_logged
+
+PAGE = 1_000  # rows read and written at a time
+Row = tuple[Any, ...]
+READ_AS = {"key": "CAST(key AS BLOB)"}
+Moved = Callable[[str, int], None]  # is told a table and how many of its rows were moved
+
+
+class Table(NamedTuple):
+    """A table, and by which column its rows are gone through."""
+
+    name: str
+    number: str
+    columns: tuple[str, ...]
+    counted: bool = True  # whether its numbers are given by the engine
+
+
+TABLES = (
+    Table(
+        "users",
+        "id",
+        ("id", "username", "password_hash", "email", "date_registered", "last_login"),
+    ),
+    Table("account_names", "folded", ("folded", "user_id"), counted=False),
+    Table("account_claims", "user_id", ("user_id", "claims"), counted=False),
+    Table(
+        "key_policy",
+        "id",
+        ("id", "token_ttl", "skew", "lifetime", "lead", "retention"),
+        counted=False,
+    ),
+    Table("auth_logs", "id", LOGGED),
+    Table("keys", "kid", ("kid", "key", "exp")),
+)
+TEXT = frozenset(
+    (
+        *("username", "password_hash", "email", "date_registered", "last_login", "folded"),
+        *("claims", "request_ip", "request_timestamp", "outcome"),
+    )
+)
+
+
+def move(source: Database, target: Database, moved: Moved) -> None:
+    """Have `target` hold what `source` holds.
+
+    Raises:
+        CannotOpen: the target has rows of its own, or cannot hold one of the source's.
+        Unavailable: one of them could not be read or written; a table that was done stays done.
+    """
+
+    def all_tables(connection: Connection) -> None:
+        connection.freeze([table.name for table in TABLES])
+        for table in TABLES:
+            moved(table.name, move_table(connection, target, table))
+
+    source.write(all_tables)
+
+
+def move_table(source: Connection, target: Database, table: Table) -> int:
+    """Move the rows of one table; how many it has."""
+    ((count,),) = source.execute(f"SELECT count(*) FROM {table.name}")  # noqa: S608
+    ((there,),) = target.read(f"SELECT count(*) FROM {table.name}")  # noqa: S608
+    if there == count:
+        return int(count)
+    if there:
+        raise CannotOpen(
+            f"{target.name} has {there} rows in {table.name}, of which there are {count} in the "
+            "source: move to a database that holds nothing else"
+        )
+
+    def write(connection: Connection) -> None:
+        if table.name == "auth_logs":
+            make_months(source, connection)
+        for page in pages(source, table):
+            insert(connection, table, page)
+        if table.counted:
+            last = source.last_number(table.name, table.number)
+            connection.set_last_number(table.name, table.number, last)
+
+    target.write(write)
+    return int(count)
+
+
+def pages(source: Connection, table: Table) -> Iterator[list[Row]]:
+    """The rows of a table in the order of their numbers."""
+    number = f"{table.name}.{table.number}"
+    columns = ", ".join(READ_AS.get(name, name) for name in table.columns[1:])
+    rows = source.sql.log if table.name == "auth_logs" else table.name
+    sql = (
+        f"SELECT {number}, {columns} FROM {rows} WHERE {number} > ? "  # noqa: S608
+        f"ORDER BY {number} LIMIT {PAGE}"
+    )
+    after: int | str = "" if table.number in TEXT else -1
+    while True:
+        page = [checked(table, row) for row in source.execute(sql, (after,))]
+        if page:
+            yield page
+            after = page[-1][0]
+        if len(page) < PAGE:
+            return
+
+
+def checked(table: Table, row: Sequence[Any]) -> Row:
+    """A row that any engine can hold: another program may have written it.
+
+    Raises:
+        CannotOpen: one of its texts is none.
+    """
+    found = tuple(
+        str(value) if name in TEXT and value is not None else value
+        for name, value in zip(table.columns, row)
+    )
+    for value in found:
+        if isinstance(value, str) and ("\0" in value or not is_utf8(value)):
+            raise CannotOpen(
+                f"row {row[0]!a:.40} of {table.name} holds a text that PostgreSQL cannot: "
+                "another program wrote it; change or delete it first"
+            )
+    return found
+
+
+def is_utf8(text: str) -> bool:
+    """Whether it has a UTF-8 form; octets that have none were read as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def insert(connection: Connection, table: Table, page: list[Row]) -> None:
+    """Write rows with the numbers that they have."""
+    if table.name == "auth_logs":
+        copy_logged(connection, page)
+        return
+    columns, values = ", ".join(table.columns), ", ".join("?" * len(table.columns))
+    sql = f"INSERT INTO {table.name} ({columns}) VALUES ({values})"  # noqa: S608
+    connection.executemany(sql, page)
+
+
+def make_months(source: Connection, target: Connection) -> None:
+    """Partitions for the months of the log, where the target has such."""
+    sql = target.sql.partitions
+    if sql is not None:
+        for (month,) in source.execute(
+            "SELECT DISTINCT substr(request_timestamp, 1, 7) FROM auth_logs"
+        ).fetchall():
+            if re.fullmatch("[12][0-9]{3}-(0[1-9]|1[0-2])", str(month)):
+                target.execute(sql, (f"{month}-01 00:00:00", ""))
