@@ -307,9 +307,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(reason, file=sys.stderr)
         return 1
     print(f"{os.cpu_count()} cores, {CLIENTS} clients; answers with 200 and 201, then what is lost")
-    print(
-        f"{'what happens':32} {'logins':>7} {'accounts':>9} {'away':>8}  lost: a., logins   other answers"
-    )
+    heads = "what happens", "logins", "accounts", "away"
+    print("{:32} {:>7} {:>9} {:>8}".format(*heads), " lost: a., logins   other answers")
     for name in EVENTS:
         if options.only in name:
             print(play(name, options.seconds), flush=True)

@@ -39,12 +39,18 @@ class Upkeep:
         log_retention: float,
         log: Callable[[str], None],
     ) -> None:
-        """`log_retention`: seconds that rows of the login log are kept."""
+        """`log_retention`: seconds that rows of the login log are kept.
+
+        Raises:
+            Unavailable: a shared database cannot be read.
+        """
         self._database = database
         self._keys = keys
         self._logins = logins
         self._log_retention = log_retention
         self._log = log
+        # Before the limiter counts what is in the log: a row of the time between counts twice.
+        self._learnt = Progress(logins.newest_number() if database.shared else 0)
         self._stamp: object = None
         self._troubles: dict[str, str | None] = {}
 
@@ -77,11 +83,9 @@ class Upkeep:
 
         So a client has no more attempts than at one server, but for those of half a second.
         """
-        progress: Progress | None = None
         while not stopping.wait(LEARN_SECONDS):
             try:
-                progress = progress or Progress(self._logins.newest_number())
-                prime(self._logins.others(progress))
+                prime(self._logins.others(self._learnt))
                 self.report(LEARNING, None)
             except Unavailable as trouble:
                 self.report(LEARNING, str(trouble))

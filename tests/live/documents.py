@@ -200,6 +200,8 @@ class EveryBlock(unittest.TestCase):
 
 @unittest.skipUnless(sandbox.works(sys.executable, Path("/tmp"), ROOT), "namespaces do not work")
 class EveryPage(TemporaryFolder):
+    shares_database = True  # with what the pages start
+
     def setUp(self) -> None:
         super().setUp()
         self.environment = self.folder / "venv"
@@ -224,16 +226,22 @@ class EveryPage(TemporaryFolder):
     def run_page(self, page: Page) -> str:
         """Run a page alone in a fresh folder; what it said if it failed."""
         folder = self.fresh(page.name.replace("/", "-"))
-        begin = "import os, sys; from jwksd.grading import sandbox; sandbox.no_network();"
+        # A run in the background has Ctrl-C ignored, and would pass that on to what the page stops.
+        begin = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"
+        begin += "from jwksd.grading import sandbox; sandbox.no_network();"
         begin += "os.execvp('bash', ['bash', '-c', sys.argv[1]])"
         clean = {name: value for name, value in os.environ.items()
                  if not name.startswith(("JWKS_", "NOT_MY_KEY", "PYTHON"))}  # fmt: skip
         clean["PATH"] = f"{folder}/venv/bin:{clean['PATH']}"
-        run = subprocess.run(
-            [*sandbox.ISOLATED, sys.executable, "-c", begin, page.script()],
-            cwd=folder, env=clean, timeout=PATIENCE, check=False, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-        )  # fmt: skip
+        try:
+            run = subprocess.run(
+                [*sandbox.ISOLATED, sys.executable, "-c", begin, page.script()],
+                cwd=folder, env=clean, timeout=PATIENCE, check=False, stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as late:
+            said = (late.stdout or b"").decode(errors="replace")
+            return said[-5000:] + f"\nno end within {PATIENCE} s"
         return run.stdout[-5000:] + f"\nexit status {run.returncode}" if run.returncode else ""
 
     def test_runs_from_top_to_bottom(self):
