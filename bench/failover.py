@@ -8,7 +8,7 @@ through the proxy without a pause. Then something happens, and they go on. At th
 that a client had is looked for in the database that is the primary then: an account that was
 acknowledged must be a row of `users`, and each login one of `auth_logs`.
 
-The last row is the control: its standby is asynchronous and behind, so answers must be lost there.
+The last row is the control: its standby is asynchronous and was away, so answers must be lost there.
 `away` is the longest time in which no login of any client was answered with 200.
 """
 
@@ -221,11 +221,11 @@ def kill_the_standby(stage: Stage, seconds: float) -> Cluster:
 
 
 def lose_what_is_behind(stage: Stage, seconds: float) -> Cluster:
-    """The control: the standby is asynchronous, and a moment behind when the primary is killed."""
-    stage.standby.freeze()
+    """The control: the standby is asynchronous, and is away for the primary's last second."""
+    stage.standby.stop()
     time.sleep(1)
     stage.primary.kill()
-    stage.standby.thaw()
+    stage.standby.start()
     stage.standby.promote()
     return stage.standby
 
