@@ -8,8 +8,8 @@ through the proxy without a pause. Then something happens, and they go on. At th
 that a client had is looked for in the database that is the primary then: an account that was
 acknowledged must be a row of `users`, and each login one of `auth_logs`.
 
-The last row is the control: its standby is asynchronous and was away, so answers must be lost there.
-`away` is the longest time in which no login of any client was answered with 200.
+The last row is the control: its standby is asynchronous and was away, so answers must be lost
+there. `away` is the longest time in which no login of any client was answered with 200.
 """
 
 from __future__ import annotations
