@@ -80,26 +80,31 @@ def move(source: Database, target: Database, moved: Moved) -> None:
 def move_table(source: Connection, target: Database, table: Table) -> int:
     """Move the rows of one table; how many it has."""
     ((count,),) = source.execute(f"SELECT count(*) FROM {table.name}")  # noqa: S608
-    ((there,),) = target.read(f"SELECT count(*) FROM {table.name}")  # noqa: S608
-    if there == count:
-        return int(count)
-    if there:
-        raise CannotOpen(
-            f"{target.name} has {there} rows in {table.name}, of which there are {count} in the "
-            "source: move to a database that holds nothing else"
-        )
 
     def write(connection: Connection) -> None:
-        if table.name == "auth_logs":
-            make_months(source, connection)
-        for page in pages(source, table):
-            insert(connection, table, page)
-        if table.counted:
-            last = source.last_number(table.name, table.number)
-            connection.set_last_number(table.name, table.number, last)
+        ((there,),) = connection.execute(f"SELECT count(*) FROM {table.name}")  # noqa: S608
+        if there not in (0, count):
+            raise CannotOpen(
+                f"{target.name} has {there} rows in {table.name}, of which there are {count} in "
+                "the source: move to a database that holds nothing else"
+            )
+        if not there:
+            copy(source, connection, table)
 
     target.write(write)
     return int(count)
+
+
+def copy(source: Connection, target: Connection, table: Table) -> None:
+    """Write all rows of a table to an empty one."""
+    if table.name == "auth_logs":
+        make_months(source, target)
+    for page in pages(source, table):
+        insert(target, table, page)
+    if table.counted:
+        target.set_last_number(
+            table.name, table.number, source.last_number(table.name, table.number)
+        )
 
 
 def pages(source: Connection, table: Table) -> Iterator[list[Row]]:
