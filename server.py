@@ -452,9 +452,6 @@ class Handler(httpd.Handler):
 
 # -- start-up
 
-# One for each core: it hashes or signs, and waits for nothing; the commit that follows has its own
-# thread. More of them would only take turns at core and interpreter, and hold 19 MiB each.
-WORKERS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 STOP_SECONDS = 1.0  # for the chores and the workers to finish; what is written is whole or not
 
 
@@ -478,7 +475,9 @@ class Service:
         # First the socket: if the port is taken, the database of whoever has it stays untouched.
         # Clients that come while the keys are made wait in the backlog.
         self.listener = startup.listen(config)
-        self.workers, stats = httpd.Workers(WORKERS), httpd.Stats()
+        # One for each core: it hashes or signs, and waits for nothing; the commit that follows has
+        # its own thread. More would only take turns at core and interpreter, and hold 19 MiB each.
+        self.workers, stats = httpd.Workers(httpd.CORES), httpd.Stats()
         try:
             self.app = open_app(
                 config, environ, self.listener.url, self.workers, stats, log, clock=clock

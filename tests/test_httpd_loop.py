@@ -277,7 +277,7 @@ class AnswersThatWait(unittest.TestCase):
         connection: Any = Taking(octets, 1_000)
         self.addCleanup(connection.close)
         handler = Routes(connection, "a", server)
-        handler.read()
+        handler.read(handler.receive)
         self.assertTrue(wait_until(lambda: server._done))
         connection.takes = 1_000_000  # from now on
         handler.complete(server._done[0][1])

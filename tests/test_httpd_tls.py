@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import socket
 import ssl
 import tempfile
+import threading
 import unittest
 import warnings
 from typing import Any
+from unittest import mock
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -17,7 +20,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from jwksd.httpd import Limits
-from tests.httpd_live import GET, LAST, Client, LiveServer, statuses, wait_until
+from jwksd.httpd.tls import TLSConnection
+from jwksd.httpd.workers import CORES, QUEUE_LIMIT
+from tests.httpd_live import GET, LAST, PATIENCE, Client, LiveServer, statuses, wait_until
 from tests.support import Clock
 from tests.test_httpd_loop import LIMITS
 
@@ -50,6 +55,16 @@ def make_certificate(folder: str, name: str) -> tuple[str, str]:
             )
         )
     return files
+
+
+def client_hello() -> bytes:
+    """How a client begins."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        ssl.create_default_context().wrap_bio(
+            incoming, outgoing, server_hostname="localhost"
+        ).do_handshake()
+    return outgoing.read()
 
 
 class TLS(unittest.TestCase):
@@ -172,6 +187,71 @@ class TLS(unittest.TestCase):
             self.assertTrue(wait_until(lambda: server.stats.connections_open == 1))
             server.pass_time(limits.idle_full + 1)  # a sweep, before limits.head_full has passed
             self.assertEqual(server.stats.connections_open, 1)
+
+    def held_signatures(self) -> threading.Event:
+        """Steps of handshakes wait for this event; `held` says that one does."""
+        gate, step = threading.Event(), TLSConnection.step
+        self.held = threading.Semaphore(0)
+
+        def slow(connection: TLSConnection) -> bytes | None:
+            if connection._signs():
+                self.held.release()
+                gate.wait(PATIENCE)
+            return step(connection)
+
+        self.addCleanup(gate.set)
+        for patched in (
+            mock.patch.object(TLSConnection, "step", slow),
+            mock.patch("jwksd.httpd.loop.CORES", 2),  # on a single one the loop would wait
+        ):
+            patched.start()
+            self.addCleanup(patched.stop)
+        return gate
+
+    def test_signs_beside_the_loop(self) -> None:
+        with self.handshake() as early:
+            gate = self.held_signatures()
+            late: list[int] = []
+
+            def join() -> None:
+                with self.handshake() as client:
+                    client.send(GET)
+                    late.append(client.answer().status)
+
+            thread = threading.Thread(target=join)
+            thread.start()
+            self.assertTrue(self.held.acquire(timeout=PATIENCE))
+            early.send(GET)
+            self.assertEqual(early.answer().status, 200)
+            gate.set()
+            thread.join(PATIENCE)
+            self.assertEqual(late, [200])
+
+    def test_is_cut_off_while_a_thread_signs(self) -> None:
+        gate = self.held_signatures()
+        with self.server.connect() as client:
+            client.send(client_hello())
+            self.assertTrue(self.held.acquire(timeout=PATIENCE))
+            self.server.pass_time(LIMITS.head_time + 1)
+            self.assertEqual(client.rest(), b"")
+            self.assertEqual(self.server.stats.connections_open, 0)
+            gate.set()
+        with self.handshake() as client:
+            client.send(GET)
+            self.assertEqual(client.answer().status, 200)
+        self.assertFalse([line for line in self.server.lines if "error" in line])
+
+    def test_refuses_handshakes_for_which_there_is_no_room(self) -> None:
+        self.held_signatures()
+        room = QUEUE_LIMIT + CORES
+        with contextlib.ExitStack() as stack:
+            hello = client_hello()
+            for _ in range(room):
+                stack.enter_context(self.server.connect()).send(hello)
+            self.assertTrue(wait_until(lambda: self.server._shakers.queued == QUEUE_LIMIT))
+            with self.server.connect() as client:
+                client.send(hello)
+                self.assertEqual(client.rest(), b"")
 
     def test_takes_a_new_certificate_while_it_serves(self) -> None:
         with self.handshake() as old:

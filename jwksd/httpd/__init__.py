@@ -6,9 +6,10 @@ from jwksd.httpd.loop import Server, Stats
 from jwksd.httpd.parser import Limits, Request, Response, error, json_response
 from jwksd.httpd.sockets import Listener
 from jwksd.httpd.supervisor import Supervisor
-from jwksd.httpd.workers import LANES, Overloaded, Workers, then
+from jwksd.httpd.workers import CORES, LANES, Overloaded, Workers, then
 
 __all__ = [
+    "CORES",
     "LANES",
     "Answer",
     "Handler",

@@ -37,6 +37,7 @@ Rules of this file:
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from http.server import BaseHTTPRequestHandler
@@ -57,7 +58,7 @@ from jwksd.httpd.parser import (
     error,
 )  # fmt: skip
 from jwksd.httpd.sockets import READ, WRITE
-from jwksd.httpd.tls import TLSConnection, WantsToWrite
+from jwksd.httpd.tls import TLSConnection, WantsToCompute, WantsToWrite
 from jwksd.httpd.workers import Overloaded
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ class Handler(BaseHTTPRequestHandler):
             self.parser.allow()
             self.advance([])
         else:
-            self.read()
+            self.read(self.receive)
 
     def ready(self) -> None:
         """The socket can be read, or written if that is what was waited for; or it is new."""
@@ -173,21 +174,28 @@ class Handler(BaseHTTPRequestHandler):
             self.ready_while_not_reading()
         elif self.paused:  # an event of the turn in which that happened
             pass
-        elif self.phase == SHAKE and not self.server.has_time_to_shake():
-            self.pause()
+        elif self.tls is not None and self.tls.stepping:
+            self.watch(0)
         else:
-            self.read()
+            self.read(self.receive)
 
-    def read(self) -> None:
+    def receive(self) -> bytes:
+        octets: bytes = self.connection.recv(RECEIVE)
+        return octets
+
+    def read(self, receive: Callable[[], bytes]) -> None:
         try:
-            octets = self.connection.recv(RECEIVE)
+            octets = receive()
+        except WantsToCompute as wants:
+            self.shake(*wants.args)
+            return
         except BlockingIOError as wait:
             self.wait_on(isinstance(wait, WantsToWrite))
             return
         except Refused as refused:  # not the TLS that this port speaks
             self.transmit([self.refuse(refused.response)])
             return
-        except OSError:  # a reset, or nonsense in place of TLS
+        except (OSError, Overloaded):  # a reset, nonsense in place of TLS, or too many handshakes
             self.leave()
             return
         if octets:
@@ -220,6 +228,19 @@ class Handler(BaseHTTPRequestHandler):
             self.drain()
         elif self.phase == WORK:  # what the client sends can wait in the kernel, and then there
             self.watch(0)
+
+    def shake(self, signs: bool) -> None:
+        """Make a step of the handshake: here if there is time, or else on a thread."""
+        assert self.tls is not None  # noqa: S101  # for mypy
+        if self.server.has_time_to_shake(signs):
+            self.read(partial(self.tls.stepped, self.tls.step))
+        else:
+            self.server.shake(self, self.tls.step)
+
+    def shaken(self, step: Future[bytes | None]) -> None:
+        """A thread has made a step of the handshake."""
+        if self.tls is not None and self.phase != CLOSED:
+            self.read(partial(self.tls.stepped, partial(step.result)))
 
     def complete(self, future: Future[Response]) -> None:
         """The Future that was awaited is done."""
@@ -288,7 +309,7 @@ class Handler(BaseHTTPRequestHandler):
     def octets_of(self, answer: Answer, request: Request, started: float) -> bytes:
         if isinstance(answer, Future):
             self.awaited = request, started
-            answer.add_done_callback(partial(self.server.hand_over, self))
+            answer.add_done_callback(partial(self.server.hand_over, self.complete))
             return b""
         return self.wire(request, answer, started)
 

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from email.utils import formatdate
+from functools import partial
 from math import inf
 from operator import itemgetter
 from typing import Any
@@ -45,11 +46,12 @@ from jwksd.httpd.places import Shares, TurnedAway, Turns
 from jwksd.httpd.sockets import BACKLOG, READ, Listener, descriptor_room, events
 from jwksd.httpd.supervisor import Supervisor
 from jwksd.httpd.tls import TLSConnection
+from jwksd.httpd.workers import CORES, Overloaded, Workers, finish
 
 WAKE_UPS = 64  # octets: one is on its way at most, or a few
 ACCEPTS = 64  # connections taken in a row, before those that are open have their turn
-RESUMED = 16  # paused connections a turn: 16 ms if they all are handshakes, mostly far less
-HANDSHAKES = 16  # steps of handshakes in a turn beside those: a step takes up to a millisecond
+HANDSHAKES = 16  # steps of handshakes in a turn: 2 ms, 16 ms with RSA on a single core
+RESUMED = 16  # paused connections a turn: 5 ms if they all send key updates, mostly far less
 ACCEPT_PAUSE = 0.1  # seconds without accepting once the process is out of descriptors
 COMPLAIN_EVERY = 10.0  # seconds between two lines about that
 NEWCOMER_GRACE = 1.0  # seconds for a connection that has sent nothing yet when the server stops
@@ -138,8 +140,9 @@ class Server:
         self._wakeup.setblocking(False)
         self._waker.setblocking(False)
         self._handshakes = 0  # steps of them in this turn
+        self._shakers = Workers(CORES, clock=clock)  # make steps of handshakes
         self._woken = False  # whether a wake-up is on its way: one is enough for many answers
-        self._done: deque[tuple[Handler, Future[Response]]] = deque()
+        self._done: deque[tuple[Callable[[Future[Any]], None], Future[Any]]] = deque()
         self._turned_away = TurnedAway(limits.linger)
         self.paused = Turns()  # of handlers that are paused
         self._lines: list[str] = []  # of the access log, in this turn
@@ -171,6 +174,7 @@ class Server:
                 self._guard(handler.give_up)
                 handler.close()
             self._turned_away.close(inf)
+            self._shakers.stop(1.0)
             if self._lines:
                 self._write_lines()
             self.close()
@@ -214,11 +218,6 @@ class Server:
         if self._lines:
             self._write_lines()
 
-    def has_time_to_shake(self) -> bool:
-        """Whether one more handshake may go on in this turn, before its source's turn comes."""
-        self._handshakes += 1
-        return self._handshakes <= HANDSHAKES
-
     def look(self) -> None:
         """Have the caller look, before the first request of a turn is routed."""
         self.looked = True
@@ -259,6 +258,7 @@ class Server:
             if handler.deadline - earlier.get(handler.phase, 0.0) <= self.now:
                 self._guard(handler.expire)
         self._turned_away.close(self.now)
+        self._shakers.expire()
         if self._accept_at is not None and self._accept_at <= self.now:
             self._accept_at = None
             self.events.watch(self._listener.socket.fileno(), READ, self._accept)
@@ -383,10 +383,27 @@ class Server:
 
     # --- answers that come later
 
-    def hand_over(self, handler: Handler, future: Future[Response]) -> None:
-        """A Future is done: have the loop complete the request. From any thread."""
-        self._done.append((handler, future))
+    def hand_over(self, react: Callable[[Future[Any]], None], future: Future[Any]) -> None:
+        """A Future is done: have the loop react to it. From any thread."""
+        self._done.append((react, future))
         self._wake()
+
+    def has_time_to_shake(self, signs: bool) -> bool:
+        """Whether one more step of a handshake may be made in this turn, on the loop.
+
+        On a single core a thread would only add its own cost.
+        """
+        self._handshakes += 1
+        return self._handshakes <= HANDSHAKES and (CORES == 1 or not signs)
+
+    def shake(self, handler: Handler, step: Callable[[], bytes | None]) -> None:
+        """Have a thread make a step of a handshake; sources take turns."""
+        try:
+            future = self._shakers.submit(finish, step, source=handler.client)
+        except Overloaded:
+            handler.close()
+        else:
+            future.add_done_callback(partial(self.hand_over, handler.shaken))
 
     def _wake(self) -> None:
         if not self._woken:
@@ -399,8 +416,8 @@ class Server:
             self._wakeup.recv(WAKE_UPS)
         self._woken = False  # before the deque is read: what comes later wakes again
         while self._done:
-            handler, future = self._done.popleft()
-            self._guard(handler.complete, future)
+            react, future = self._done.popleft()
+            self._guard(react, future)
 
     # --- the end
 

@@ -22,6 +22,7 @@ import os
 import socket
 import ssl
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 
 from jwksd.httpd.parser import Refused
@@ -29,6 +30,7 @@ from jwksd.httpd.parser import Refused
 READ = 16_384  # octets of ciphertext a turn; a record of a request is smaller
 RECORDS = 32  # records a turn: 0.3 ms of key updates, the dearest of them
 CHANGE_CIPHER_SPEC, HANDSHAKE = 20, 22  # types of records (RFC 8446 §5.1); more follows the first
+CLIENT_HELLO = b"\x01"  # the type of its message (RFC 8446 §4)
 HEADER = 5  # octets before the content of a record (RFC 8446 §5.1)
 LONGEST = HEADER + 16_384 + 2_048  # octets of a whole record (RFC 5246 §6.2.3)
 EMPTY_RECORDS = 32  # records in a row without content; as BoringSSL
@@ -74,6 +76,13 @@ class WantsToWrite(BlockingIOError):
     """Nothing is read before the client has taken what is `unsent`."""
 
 
+class WantsToCompute(BlockingIOError):
+    """The handshake has a step to make: call `step` on any thread, then `stepped`.
+
+    The argument says whether the step signs, which takes a millisecond with an RSA key.
+    """
+
+
 class TLSConnection:
     """A socket that turns to TLS with its first octet, and looks like a plain one afterwards."""
 
@@ -88,6 +97,7 @@ class TLSConnection:
         self._ended = False  # whether the client has said goodbye
         self.unsent = b""  # ciphertext that the client has not taken yet
         self.established = False  # whether the handshake is over
+        self.stepping = False  # whether a thread is at a step: nobody else touches OpenSSL
         self.unfinished = False  # whether records wait for the next turn: no event will tell
 
     def fileno(self) -> int:
@@ -97,6 +107,7 @@ class TLSConnection:
         """What the next records carry, b"" at the end; READ and RECORDS bound it, not `size`.
 
         Raises:
+            WantsToCompute: the handshake has a step to make.
             WantsToWrite: the client has to take something first.
             BlockingIOError: nothing has come, or nothing with content.
             Refused: the client does not speak TLS.
@@ -110,8 +121,33 @@ class TLSConnection:
         if self._tls is None or not (octets or self.unfinished):
             return octets
         self._ciphertext += octets
+        if not self.established and self._record_end():
+            self.stepping = True
+            raise WantsToCompute(self._signs())
+        return self._give(self.step)
+
+    def _signs(self) -> bool:
+        """Whether the next step answers a ClientHello, and so signs."""
+        have = self._ciphertext
+        return have[0] == HANDSHAKE and have[HEADER : HEADER + 1] == CLIENT_HELLO
+
+    def step(self) -> bytes | None:
+        """Give the next few records to OpenSSL; their content, None if there is none.
+
+        Raises:
+            OSError: as `recv`.
+        """
+        assert self._tls is not None  # noqa: S101  # for mypy
+        return self._read(self._tls)
+
+    def stepped(self, result: Callable[[], bytes | None]) -> bytes:
+        """A step is over, with this result: the same as `recv` from here on."""
+        self.stepping = False
+        return self._give(result)
+
+    def _give(self, result: Callable[[], bytes | None]) -> bytes:
         try:
-            plain = self._read(self._tls)
+            plain = result()
         except ssl.SSLError:
             with suppress(OSError):  # OpenSSL has an alert ready that says what is wrong
                 self.flush()
@@ -219,7 +255,7 @@ class TLSConnection:
     def _say_goodbye(self) -> None:
         # RFC 8446 §6.1: without it, the client cannot tell an end from a cut. That of the client is
         # not waited for.
-        if self._tls is not None and self.established:
+        if self._tls is not None and self.established and not self.stepping:
             with suppress(OSError, ValueError):
                 self._tls.unwrap()
             with suppress(OSError):

@@ -38,6 +38,8 @@ from math import ceil
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
+# Cores that this process may use.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 STEP_BACK = 5  # levels of niceness: a third of the loop's weight when both want the same core
 LANES = 3  # in the order of what a call costs: from some 0.3 ms to 20 ms and a row on disk for ever
 QUEUE_LIMIT = 256  # calls in a lane: two cores hash 200 in the time that is waited for, one 100
@@ -261,6 +263,11 @@ class Workers:
         with self._lock:
             self.refused += 1
             return self._overloaded(lane)
+
+
+def finish(future: Future[Any], function: Callable[[], Any]) -> None:
+    """For `submit`: give the Future what the function returns."""
+    future.set_result(function())
 
 
 def settle(future: Future[Any], failure: Exception) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from cryptography import x509
 
 import jwt_minimal
-from server import WORKERS
+from jwksd.httpd import CORES
 from tests.httpd_live import wait_until
 from tests.support import CHEAPEST, ROOT, TemporaryFolder
 from tests.test_httpd_tls import make_certificate
@@ -317,7 +317,7 @@ class Serving(ProcessTest):
             with contextlib.suppress(OSError, http.client.HTTPException):  # it is killed
                 answered.append(server.ask("POST", "/auth", {"username": "a", "password": "x"}))
 
-        clients = [threading.Thread(target=log_in) for _ in range(WORKERS + 4)]
+        clients = [threading.Thread(target=log_in) for _ in range(CORES + 4)]
         for client in clients:
             client.start()
             self.addCleanup(client.join)
