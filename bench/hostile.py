@@ -47,7 +47,7 @@ ASK_EVERY = 0.02  # seconds between two requests of the others
 LOG_IN_EVERY = 1 / 14  # the same for those who log in
 AT_ONCE = 100  # connections in a row; then 20 ms of rest
 PATIENCE = 5.0  # seconds after which a request of the others counts as not served
-STOP_SECONDS = 10.0  # 8 for what is in flight, 2 for the workers and the disk
+STOP_SECONDS = 8.0  # 6 for what is in flight, 2 for the workers and the disk
 PROXY = "127.0.0.9"
 PROCESSES = multiprocessing.get_context("fork")
 PLACES = 1_000  # of the servers that are crowded: a tenth of the product's, and so the crowds
@@ -81,7 +81,7 @@ class Attack(NamedTuple):
     attack: Callable[[Target], None]
     bound: Bound = Bound()
     flags: tuple[str, ...] = ()
-    tls: bool = False
+    tls: tuple[str, ...] = ()  # what the certificate's key is, for OpenSSL
     source: str = "127.0.0.1"  # of the others
     fields: str = ""  # of their requests
     login: bool = False  # the others log in, with a password that is remembered, not ask for keys
@@ -292,6 +292,16 @@ def preflights(target: Target) -> None:
 
 def half_handshakes(target: Target) -> None:
     """400 TLS handshakes a second that are begun and left, from as many addresses."""
+    begin_handshakes(target, 400, lambda n: f"127.{10 + n % 61}.0.{1 + n // 61 % 251}")
+
+
+def many_half_handshakes(target: Target) -> None:
+    """More of them than two cores can sign with an RSA key, from one address."""
+    begin_handshakes(target, 1_500, lambda number: "127.10.0.1")
+
+
+def begin_handshakes(target: Target, rate: int, source: Callable[[int], str]) -> None:
+    """Begin so many a second; the connections are left open for a while."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     outgoing = ssl.MemoryBIO()
@@ -299,24 +309,26 @@ def half_handshakes(target: Target) -> None:
         context.wrap_bio(ssl.MemoryBIO(), outgoing).do_handshake()
     hello = outgoing.read()
     kept: deque[socket.socket] = deque()
+    start = time.monotonic()
     for number in itertools.count():
         if target.over.is_set():
             return
         with contextlib.suppress(OSError):
-            connection = target.connect(f"127.{10 + number % 61}.0.{1 + number // 61 % 251}")
+            connection = target.connect(source(number))
             connection.sendall(hello)
             kept.append(connection)
         if len(kept) > 400:
             kept.popleft().close()
-        time.sleep(1 / 400)
+        time.sleep(max(0.0, start + number / rate - time.monotonic()))
 
 
+ECDSA, RSA = ("ec", "-pkeyopt", "ec_paramgen_curve:P-256"), ("rsa:2048",)
 CROWDED = ("--max-connections", str(PLACES), "--max-per-client", str(PLACES // 5))
 BEHIND_PROXY = (*CROWDED, "--trusted-proxy", PROXY)
 LOGINS = Bound(served=0.98, slowest=2.0)
 NAMED = "X-Forwarded-For: 198.51.100.1\r\n"
 ATTACKS = (
-    Attack("1", "a TLS connection of KeyUpdate records", key_updates, tls=True),
+    Attack("1", "a TLS connection of KeyUpdate records", key_updates, tls=ECDSA),
     Attack("2", "300 connections, one-octet chunks", small_chunks),
     Attack("2", "If-None-Match with 16,000 commas", many_commas),
     Attack("3", "120 registrations a second", registrations, LOGINS, login=True),
@@ -328,7 +340,9 @@ ATTACKS = (
     Attack("5", "malformed posts of one IPv6 /48", malformed_posts_of_one_network, LOGINS,
            flags=("--trusted-proxy", PROXY), login=True),
     Attack("+", "pipelined preflights, 100 connections", preflights),
-    Attack("+", "400 half handshakes a second", half_handshakes, tls=True),
+    Attack("+", "400 half handshakes a second", half_handshakes, tls=ECDSA),
+    Attack("+", "1,500 half handshakes a second of one address, RSA", many_half_handshakes,
+           tls=RSA),
     Attack("8", "half-sent heads from six addresses", half_heads, Bound(served=0.99),
            flags=CROWDED),
 )  # fmt: skip
@@ -392,8 +406,8 @@ def server_for(attack: Attack) -> Iterator[Process]:
     with tempfile.TemporaryDirectory(prefix="jwks-bench-") as folder:
         certificate, key = str(Path(folder, "cert.pem")), str(Path(folder, "key.pem"))
         subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-             "-nodes", "-subj", "/CN=localhost", "-days", "2", "-keyout", key, "-out", certificate],
+            ["openssl", "req", "-x509", "-newkey", *attack.tls, "-nodes",
+             "-subj", "/CN=localhost", "-days", "2", "-keyout", key, "-out", certificate],
             check=True, capture_output=True,
         )  # fmt: skip
         command = [sys.executable, str(ROOT / "server.py"), "--port", "0", "--db",

@@ -110,7 +110,7 @@ class Limits(NamedTuple):
     body_full: float = 3.0  # the same once nine tenths of the places are taken
     send_time: float = 30.0  # for the client to take what was answered
     linger: float = 2.0  # after an early answer: reading on, so that the client can read it
-    stop: float = 8.0  # for answers in flight when the server stops, of the 10 that it has
+    stop: float = 6.0  # for answers in flight when the server stops, of the 8 that it has
 
 
 class Refused(Exception):
