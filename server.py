@@ -77,6 +77,7 @@ LOOPBACK = ratelimit.parse_networks(("127.0.0.0/8", "::1"))  # RFC 1122 §3.2.1.
 FORWARDING = {"x-forwarded-for", "forwarded", "x-real-ip", "via"}  # what a proxy adds
 Endpoint = Callable[[Request], Answer]
 SHARED = {"/register", "/auth"}  # what a page of --allow-origin may call
+UNTIMED = {"jwks"}  # a look at the clock would be a part of what it takes
 # Lanes of the workers: what costs less never waits behind what costs more.
 REMEMBERED_LOGIN, FIRST_LOGIN, REGISTRATION = range(httpd.LANES)
 
@@ -119,9 +120,10 @@ class App:
             name: limits.Limit(name, rules, config.limiter_sources, monotonic)
             for name, rules in (("auth", config.auth_limit), ("register", config.register_limit))
         }
+        self.seconds = metrics.Seconds(monotonic)
         self.base = urlsplit(issuer).path.rstrip("/")
         self.routes = {
-            place: {method: getattr(self, name) for method, name in methods.items()}
+            place: {method: self.timed(name) for method, name in methods.items()}
             for path, methods in ROUTES.items()
             for place in answers.places(path, self.base)
         }
@@ -134,7 +136,6 @@ class App:
         self._page = answers.inspector_page()
         # outcome -> attempts since the start; counted by the database's one writer thread alone
         self.logins: Counter[str] = Counter()
-        self.seconds = metrics.Seconds(monotonic)
         self._warned_of_forwarding = False
 
     def respond(self, request: Request) -> Answer:
@@ -163,7 +164,6 @@ class App:
         """POST /register: a name and perhaps an e-mail address -> a generated password."""
         if self.settings.registration == "closed":
             raise answers.RegistrationClosed
-        started = self.seconds.now()
         self.pages.require_own(request.headers)
         self.limits["register"].admit(self.client(request))
         members = inputs.fields(request.headers, request.body)
@@ -172,10 +172,9 @@ class App:
         if members.get("email") is not None:
             email = names.checked_email(inputs.text(members, "email"))
         source = ratelimit.source(self.client(request))
-        answer = self.workers.submit(
+        return self.workers.submit(
             self.create_account, name, email, lane=REGISTRATION, source=source
         )
-        return self.timed("register", started, answer)
 
     def create_account(self, answer: Future[Response], name: str, email: str | None) -> None:
         """The slow rest of /register, on a worker thread."""
@@ -186,10 +185,9 @@ class App:
 
     def auth(self, request: Request) -> Answer:
         """POST /auth: name and password -> a signed token."""
-        started = self.seconds.now()
         self.pages.require_own(request.headers)
         self.limits["auth"].admit(self.client(request))
-        return self.timed("auth", started, self.log_in(request))
+        return self.log_in(request)
 
     def log_in(self, request: Request) -> Future[Response]:
         """The same without the limit."""
@@ -342,10 +340,10 @@ class App:
         """Whether a token could be issued now."""
         return not self.upkeep.in_trouble() and bool(self.keys.published().keys)
 
-    def timed(self, route: str, started: float, answer: Future[Response]) -> Future[Response]:
-        """The same answer; how long it took is counted once it is there."""
-        answer.add_done_callback(functools.partial(self.seconds.observe, route, started))
-        return answer
+    def timed(self, name: str) -> Endpoint:
+        """The endpoint of this name; how long its answers take is counted, but for the JWKS."""
+        endpoint: Endpoint = getattr(self, name)
+        return endpoint if name in UNTIMED else self.seconds.of(name, endpoint)
 
     def local(self, request: Request) -> str:
         """The path without that of the issuer."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import re
 import sqlite3
 import threading
 import unittest
@@ -544,6 +545,16 @@ class Measuring(AppTest):
             '_bucket{route="register",le="0.001"} 1', '_count{route="register"} 1',
         ):  # fmt: skip
             self.assertIn(f"jwks_request_seconds{line}\n", text)
+
+    def test_times_every_route_but_the_key_set(self):
+        self.call("GET", "/.well-known/jwks.json")
+        for path in ("/healthz", "/.well-known/openid-configuration", "/", "/metrics"):
+            self.assertEqual(self.call("GET", path).status, 200)
+        self.call("HEAD", "/healthz")
+        self.call("POST", "/healthz")
+        text = self.call("GET", "/metrics").body.decode()
+        found = dict(re.findall(r'jwks_request_seconds_count\{route="(\w+)"\} (\d+)', text))
+        self.assertEqual(found, {"healthz": "2", "metadata": "1", "inspector": "1", "metrics": "1"})
 
     def test_speaks_openmetrics_to_who_names_it(self):
         for accept, wanted in (

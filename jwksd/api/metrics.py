@@ -8,12 +8,13 @@ Rules of this file:
 - No two metrics have one name in OpenMetrics, where a counter is named without its `_total`.
 - A label holds a word of ours, never something that a client sent.
 
-It leaves out: the time of answers that leave at once (the JWKS, a refusal). They take microseconds,
-and a look at the clock for each would be a part of that.
+It leaves out: the time of the JWKS and of what is refused at once. They take microseconds, and
+counting that would be a part of it.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
 from bisect import bisect_left
 from collections.abc import Mapping
@@ -29,9 +30,10 @@ from jwksd.store import keystore
 OPEN_METRICS = "application/openmetrics-text"
 OPEN_METRICS_TYPE = f"{OPEN_METRICS}; version=1.0.0; charset=utf-8"
 TEXT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-# s: a remembered login takes one millisecond, a first one twenty, and after two seconds in a queue
-# it is refused.
+# s: a page takes less than the least, a remembered login one millisecond, a first one twenty, and
+# after two seconds in a queue it is refused.
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+Endpoint = Callable[[httpd.Request], httpd.Answer]
 Row = tuple[str, str, str, str, Mapping[Any, float]]
 
 
@@ -43,6 +45,20 @@ class Seconds:
         self._lock = threading.Lock()  # guards both below
         self._counts: dict[str, list[int]] = {}  # by bound, the last for what is beyond them
         self._sums: dict[str, float] = {}
+
+    def of(self, route: str, endpoint: Endpoint) -> Endpoint:
+        """The same endpoint; what its answers take is counted, where it does not raise."""
+
+        def answer_timed(request: httpd.Request) -> httpd.Answer:
+            started = self.now()
+            answer = endpoint(request)
+            if isinstance(answer, httpd.Response):
+                self.observe(route, started)
+            else:
+                answer.add_done_callback(functools.partial(self.observe, route, started))
+            return answer
+
+        return answer_timed
 
     def observe(self, route: str, started: float, _: object = None) -> None:
         """Count a request of this route that ends now."""
@@ -116,7 +132,7 @@ def response(
     )
     open_metrics = wants_open_metrics(accept)
     name = "jwks_request_seconds"
-    help_text = "From a request that is read to its answer, where that waits for a worker."
+    help_text = "Of a request to its answer; not of the JWKS, nor of what is refused at once."
     text = [family(*row, open_metrics=open_metrics) for row in rows]
     text += [head(name, "histogram", help_text), *seconds.samples(name)]
     text += ["# EOF\n"] if open_metrics else []
