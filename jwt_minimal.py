@@ -166,19 +166,19 @@ def sign(header: Object, payload: bytes, private_key: RSAPrivateKey) -> str:
     return _signed(b64url_encode(_compact_json(header).encode("utf-8")), payload, private_key)
 
 
-def encode(claims: Object, private_key: RSAPrivateKey, kid: str) -> str:
+def encode(claims: Object, private_key: RSAPrivateKey, kid: str, *, typ: str = "JWT") -> str:
     """A JWT for `claims`; equal claims give equal bytes. InvalidClaim if a type is wrong."""
     _check_types(claims, WHOLE)  # RFC 7519 §2 allows fractions; many a client does not
     try:
         payload = _sorted_json(claims).encode("utf-8")
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidClaim(f"not expressible in JSON: {error}") from None
-    return _signed(_header_segment(kid), payload, private_key)
+    return _signed(_header_segment(kid, typ), payload, private_key)
 
 
 @lru_cache(maxsize=16)  # few keys sign at a time, and all tokens of a key have the same header
-def _header_segment(kid: str) -> str:
-    return b64url_encode(_compact_json({"alg": "RS256", "typ": "JWT", "kid": kid}).encode("utf-8"))
+def _header_segment(kid: str, typ: str) -> str:
+    return b64url_encode(_compact_json({"alg": "RS256", "typ": typ, "kid": kid}).encode("utf-8"))
 
 
 def _signed(header_segment: str, payload: bytes, private_key: RSAPrivateKey) -> str:

@@ -233,7 +233,8 @@ class App:
             return
         with self.database.expect():
             claims = self.claims(user.name, key, expired, audience, more)
-            token = jwt_minimal.encode(claims, key.private_key, key.kid)
+            typ = self.settings.token_type
+            token = jwt_minimal.encode(claims, key.private_key, key.kid, typ=typ)
             response = answers.token_response(
                 token,
                 0 if expired else claims["exp"] - int(self.clock()),
@@ -285,6 +286,9 @@ class App:
         }
         if audience:  # only if configured: some clients refuse one that they do not expect
             claims["aud"] = audience[0] if len(audience) == 1 else list(audience)
+        if self.settings.token_type == settings.AT_JWT:
+            # RFC 9068 §2.2. Nobody registers a client: only the account has shown who it is.
+            claims["client_id"] = subject
         return {**more, **claims}
 
     def jwks(self, request: Request) -> Answer:
@@ -627,7 +631,7 @@ class Issuer:
         app = self._service.app
         merged = {**app.claims(sub, key, audience=app.settings.audience), **claims}
         kept = {name: value for name, value in merged.items() if value is not None}
-        return jwt_minimal.encode(kept, key.private_key, key.kid)
+        return jwt_minimal.encode(kept, key.private_key, key.kid, typ=app.settings.token_type)
 
     def stop(self) -> None:
         """Stop the server and remove its files. May be called twice."""

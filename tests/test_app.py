@@ -412,9 +412,9 @@ class LoggingIn(AppTest):
         expected = []
         real, writer = jwt_minimal.encode, getattr(self.app.database, "_writer")  # noqa: B009
 
-        def encode(*given):
+        def encode(*given, **named):
             expected.append(len(writer._expected))
-            return real(*given)
+            return real(*given, **named)
 
         with mock.patch.object(jwt_minimal, "encode", encode):
             self.login("alice", self.password)

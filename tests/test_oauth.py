@@ -176,6 +176,49 @@ class AnyGrant(OAuthTest):
         self.assertEqual(self.call("POST", "/auth", raw=twice, headers=FORM).status, 400)
 
 
+class AccessTokens(OAuthTest):
+    """RFC 9068."""
+
+    settings = {**OAuthTest.settings, "token_type": "at+jwt"}
+
+    def shown(self, response):
+        """Header and claims."""
+        token = json.loads(response.body)["token"]
+        header, _ = jwt_minimal.verify(token, self.jwks)
+        claims = jwt_minimal.decode(token, self.jwks, audience="shop", now=self.clock.now)
+        return header, claims
+
+    def test_have_their_type_and_every_claim_however_they_are_asked_for(self):
+        for answer in (
+            self.as_user(),
+            self.as_user(resource="shop"),
+            self.as_client(headers=basic("alice", self.password)),
+            self.login("alice", self.password),
+        ):
+            header, claims = self.shown(answer)
+            self.assertEqual(set(header), {"alg", "typ", "kid"})
+            self.assertEqual(header["typ"], "at+jwt")
+            needed = {"iss", "exp", "aud", "sub", "client_id", "iat", "jti"}  # §2.2
+            self.assertEqual(set(claims), {*needed, "nbf"})
+            self.assertEqual(claims["client_id"], "alice")
+
+    def test_name_no_client_that_has_not_shown_who_it_is(self):
+        self.register("worker")
+        self.assertEqual(self.shown(self.as_user(client_id="worker"))[1]["client_id"], "alice")
+        answer = self.as_user(headers=basic("worker", ""))
+        self.assertEqual(self.shown(answer)[1]["client_id"], "alice")
+
+    def test_need_an_audience(self):
+        with self.assertRaisesRegex(settings.ConfigurationError, "needs --audience"):
+            settings.make_settings({"token_type": "at+jwt"})
+
+    def test_are_not_the_default(self):
+        self.app = self.open_app(audience="shop")
+        header, claims = self.shown(self.as_user())
+        self.assertEqual(header["typ"], "JWT")
+        self.assertNotIn("client_id", claims)
+
+
 class Tricks(OAuthTest):
     def test_in_the_query_are_no_parameters(self):
         body = urlencode({"username": "alice", "password": self.password}).encode()
@@ -367,7 +410,7 @@ class SettingsThatCannotBeMeant(unittest.TestCase):
                         "https://issuer.example\\a", "https://issuer.example/\x7f")),
             ("audience", ("shop\r", "a\tb", " ")),
             ("host", ("127.0.0.1\r",)), ("db", ("keys.db\n",)), ("tls_cert", ("cert.pem\r",)),
-            ("backdate", ("-1s", "1.5s", "2h")),
+            ("backdate", ("-1s", "1.5s", "2h")), ("token_type", ("jwt", "AT+JWT", "at+jwt ")),
         ):  # fmt: skip
             for value in values:
                 with self.subTest(name, value=value):

@@ -1,7 +1,7 @@
 """What `admin.py doctor` finds: whether this installation is sound, and what to do where it is not.
 
     machine     python, sqlite, packages            what it runs on
-    address     issuer, balancer                    what clients and a balancer must be told
+    address     issuer, balancer, tokens            what clients and a balancer must be told
     files       directory, disk, files, wal         what it runs from; the database is still closed
     database    opened as a reader does             the end, if the server could not open it either
     content     integrity ... clock                 each for itself: one failure hides no other
@@ -242,6 +242,13 @@ def balancer(place: Shared) -> Verdict:
         f"its check of the key set is GET {base}/.well-known/jwks.json, that of {base}/auth and "
         f"{base}/register is GET {base}/healthz, which fails with the database"
     )
+
+
+def tokens(place: Shared) -> Verdict:
+    """The type in the header of the tokens, which verifiers may insist on."""
+    if place.config.token_type == settings.AT_JWT:
+        return NOTE, "typ is at+jwt: for verifiers of RFC 9068; those that insist on JWT refuse it"
+    return OK, "typ is JWT; verifiers that insist on RFC 9068 need --token-type at+jwt"
 
 
 # -- the files, with the database still closed
@@ -530,6 +537,7 @@ OUTSIDE: dict[str, Check] = {
     "packages": packages,
     "issuer": issuer,
     "balancer": balancer,
+    "tokens": tokens,
     "directory": directory,
     "disk": disk,
     "files": files,
@@ -550,5 +558,12 @@ INSIDE: dict[str, Check] = {
     **COMMON,
     "clock": clock,
 }
-MACHINE = ("version", "python", "packages", "issuer", "balancer")  # wherever the database is
+MACHINE = (
+    "version",
+    "python",
+    "packages",
+    "issuer",
+    "balancer",
+    "tokens",
+)  # wherever the database is
 INSIDE_SHARED: dict[str, Check] = {"secret": given_secret}

@@ -32,6 +32,7 @@ class ConfigurationError(Exception):
 
 T = TypeVar("T")
 LONGEST = 36_500 * 86_400  # s: a century; dates stay within what SQLite and datetime can write
+AT_JWT = "at+jwt"  # RFC 9068 §2.1
 MAX_HASH_KIB = 1_048_576  # 1 GiB a hash; more is a slip of the pen
 
 
@@ -213,6 +214,12 @@ class Settings:
     audience: tuple[str, ...] = setting(
         (), audiences, "TEXT ...", "`aud` of the tokens; default none"
     )
+    token_type: str = setting(
+        "JWT",
+        one_of("JWT", AT_JWT),
+        "JWT|at+jwt",
+        "`typ` of the tokens; at+jwt is RFC 9068's",
+    )
     token_ttl: float = setting("1h", whole_seconds, "DURATION", "how long a token is valid")
     backdate: float = setting(
         "10s", backdating, "DURATION", "`iat` and `nbf` lie so far back: clocks differ"
@@ -300,6 +307,8 @@ def make_settings(values: Mapping[str, object]) -> Settings:
         raise ConfigurationError(problem)
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise ConfigurationError("--tls-cert and --tls-key are needed together")
+    if settings.token_type == AT_JWT and not settings.audience:  # RFC 9068 §2.2
+        raise ConfigurationError("--token-type at+jwt needs --audience: name who reads the tokens")
     return settings
 
 

@@ -113,8 +113,27 @@ async function verified() {
   }
 }
 
+async function accessToken() {
+  const url = new URL(ISSUER);
+  const insecure = { [oauth.allowInsecureRequests]: true };
+  const server = await oauth.processDiscoveryResponse(
+    url, await oauth.discoveryRequest(url, { algorithm: "oauth2", ...insecure }),
+  );
+  const token = found["openid-client oauth2 credentials basic"].access_token;
+  const request = new Request(`${ISSUER}/things`, { headers: { Authorization: `Bearer ${token}` } });
+  const keys = createRemoteJWKSet(new URL(`${ISSUER}/.well-known/jwks.json`));
+  await take("oauth4webapi accessToken", async () =>
+    oauth.validateJwtAccessToken(server, request, "shop", insecure),
+  );
+  await take("jose accessToken", async () => {
+    const { payload } = await jwtVerify(token, keys, { audience: "shop", typ: "at+jwt" });
+    return payload;
+  });
+}
+
 await openidClient();
 await verified();
 await webapi();
 await simple();
+await accessToken();
 process.stdout.write(JSON.stringify(found));

@@ -44,7 +44,8 @@ class NodeClients(Issuing):
         )  # fmt: skip
 
     def test_get_a_token_with_both_grants_in_every_way(self):
-        whole = {k: v for k, v in self.found.items() if not {"narrowed", "refused"} & {*k.split()}}
+        others = {"narrowed", "refused", "accessToken"}
+        whole = {k: v for k, v in self.found.items() if not others & {*k.split()}}
         self.assertEqual(len(whole), 6 + 3 + 8 + 1)
         for name, answer in whole.items():
             with self.subTest(name):
@@ -53,6 +54,13 @@ class NodeClients(Issuing):
     def test_verify_a_token_for_its_audience_alone(self):
         self.assertEqual(self.found["jose"]["payload"]["sub"], NAME)
         self.assertIn("aud", self.found["jose refused"]["failed"])
+
+    def test_take_it_for_an_access_token_of_rfc_9068_if_it_is_one(self):
+        wanted = "token_type" in self.settings
+        for name in ("jose", "oauth4webapi"):
+            claims = self.found[f"{name} accessToken"]
+            self.assertEqual("failed" not in claims, wanted, claims)
+            self.assertEqual(claims.get("client_id"), NAME if wanted else None)
 
     def test_narrow_scope_and_audience(self):
         for algorithm in ("oidc", "oauth2"):
@@ -72,6 +80,10 @@ class OfAnIssuerWithAPath(NodeClients):
         port = free_port()
         cls.settings = {**cls.settings, "port": port, "issuer": f"http://127.0.0.1:{port}/tenant"}
         super().setUpClass()
+
+
+class OfAccessTokens(NodeClients):
+    settings: ClassVar[dict[str, Any]] = {**Issuing.settings, "token_type": "at+jwt"}
 
 
 if __name__ == "__main__":

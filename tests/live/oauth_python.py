@@ -7,8 +7,10 @@ import time
 import unittest
 from typing import Any
 from unittest import mock
+from urllib.parse import urlencode
 from urllib.request import urlopen
 
+import jwt_minimal
 from tests.live.issuing import NAME, Issuing, needs_module
 
 
@@ -130,6 +132,50 @@ class RequestsOAuthlib(Issuing):
             self.fetch(client, client_secret="wrong", include_client_id=True)
         with self.assertRaises(errors.InvalidGrantError):
             self.fetch(LegacyApplicationClient("app"), username=NAME, password="wrong")
+
+
+@needs_module("authlib")
+class AuthlibsResourceServer(Issuing):
+    """It holds tokens to RFC 9068."""
+
+    settings = {**Issuing.settings, "token_type": "at+jwt"}
+
+    def accepted(self, token, *scopes):
+        """The claims; or an error of Authlib's."""
+        from authlib.oauth2.rfc9068 import JWTBearerTokenValidator
+        from joserfc.jwk import KeySet
+
+        found: Any = self.issuer.jwks()
+        validator = JWTBearerTokenValidator(issuer=self.issuer_url, resource_server="shop")
+        validator.get_jwks = lambda: KeySet.import_key_set(found)
+        claims = validator.authenticate_token(token)
+        validator.validate_token(claims, scopes, None)
+        return claims
+
+    def test_takes_an_access_token_and_its_scope(self):
+        from authlib.oauth2.rfc6750.errors import InsufficientScopeError
+
+        fields = {"grant_type": "client_credentials", "client_id": NAME,
+                  "client_secret": self.password}  # fmt: skip
+        with urlopen(self.token_endpoint, urlencode(fields).encode(), timeout=30) as answer:
+            token = json.load(answer)["access_token"]
+        claims = self.accepted(token, "read")
+        self.assertEqual((claims["sub"], claims["client_id"]), (NAME, NAME))
+        with self.assertRaises(InsufficientScopeError):
+            self.accepted(token, "root")
+
+    def test_refuses_one_of_another_type_or_without_a_claim(self):
+        from authlib.oauth2.rfc6750.errors import InvalidTokenError
+
+        key = self.issuer._service.app.keys.signing_key()
+        claims = self.issuer._service.app.claims(NAME, key, audience=("shop",))
+        wrong = [jwt_minimal.encode(claims, key.private_key, key.kid)]
+        wrong += [self.issuer.token(NAME, **{name: None}) for name in ("client_id", "jti")]
+        wrong.append(self.issuer.token(NAME, aud="bank"))
+        for token in wrong:
+            with self.subTest(token), self.assertRaises(InvalidTokenError):
+                self.accepted(token)
+        self.accepted(self.issuer.token(NAME))
 
 
 class AVerifierTwoSecondsBehind(Issuing):
