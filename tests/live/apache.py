@@ -5,18 +5,12 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
-import shutil
-import subprocess
-import tempfile
 import unittest
-from pathlib import Path
+from typing import ClassVar
 
-from tests.live.issuing import Issuing, free_port, listens, needs, settings_on_the_page
-from tests.live.rabbitmq import end
-from tests.test_httpd_tls import make_certificate
+from tests.live.issuing import ELSEWHERE, AsThePageSays, begin, free_port, needs
 
 MODULES = "/usr/lib/apache2/modules"
-START_SECONDS = 30
 CONFIG = """
 ServerRoot {folder}
 ServerName localhost
@@ -32,50 +26,29 @@ LoadModule authz_core_module {modules}/mod_authz_core.so
 LoadModule authz_user_module {modules}/mod_authz_user.so
 LoadModule auth_openidc_module {modules}/mod_auth_openidc.so
 OIDCCryptoPassphrase nothing-is-stored
-OIDCOAuthVerifyJwksUri {issuer}/.well-known/jwks.json
 OIDCOAuthSSLValidateServer Off
-OIDCOAuthRemoteUserClaim sub
-<Location />
-    AuthType oauth20
-    Require claim "scope~(^| )read( |$)"
-</Location>
+{page}
 """
 
 
 @needs("apache2", f"{MODULES}/mod_auth_openidc.so")
-class Apache(Issuing):
-    folder: Path
-    port: int
+class Apache(AsThePageSays):
+    heading, secure = "Apache", True
+    port: ClassVar[int]
 
     @classmethod
     def setUpClass(cls) -> None:
-        cls.folder = Path(tempfile.mkdtemp(prefix="jwks-apache-"))
-        cls.addClassCleanup(shutil.rmtree, cls.folder, ignore_errors=True)
-        cls.folder.chmod(0o755)
-        certificate, key = make_certificate(str(cls.folder), "localhost")
-        cls.settings = {"tls_cert": certificate, "tls_key": key}
         super().setUpClass()
         cls.port = free_port()
         (cls.folder / "pages").mkdir()
         (cls.folder / "pages/page.txt").write_text("the page")
         config = cls.folder / "apache.conf"
+        page = cls.page.there("apache", **{ELSEWHERE: cls.issuer_url})
         config.write_text(
-            CONFIG.format(folder=cls.folder, port=cls.port, modules=MODULES, issuer=cls.issuer_url)
+            CONFIG.format(folder=cls.folder, port=cls.port, modules=MODULES, page=page)
         )
-        apache = subprocess.Popen(
-            ["apache2", "-f", str(config), "-DFOREGROUND"],
-            env={**os.environ, "APACHE_RUN_DIR": str(cls.folder)},
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        cls.addClassCleanup(apache.stderr.close)
-        cls.addClassCleanup(end, apache)
-        if not listens(cls.port, apache, START_SECONDS):
-            raise AssertionError(f"Apache did not start: {cls.errors()}")
-
-    @classmethod
-    def errors(cls) -> str:
-        log = cls.folder / "error.log"
-        return log.read_text("utf-8")[-2000:] if log.exists() else ""
+        environ = {**os.environ, "APACHE_RUN_DIR": str(cls.folder)}
+        begin(cls, ["apache2", "-f", str(config), "-DFOREGROUND"], cls.port, env=environ)
 
     def status(self, token: str | None) -> int:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
@@ -84,22 +57,20 @@ class Apache(Issuing):
             connection.request("GET", "/page.txt", headers=headers)
             return connection.getresponse().status
 
-    def test_runs_with_what_the_page_says(self):
-        config = (self.folder / "apache.conf").read_text("utf-8")
-        for line in settings_on_the_page("Apache, Envoy, nginx"):
-            self.assertIn(line.split("https:")[0], config)
+    def errors(self) -> str:
+        return (self.folder / "error.log").read_text("utf-8")[-2000:]
 
-    def test_opens_to_the_scope_and_to_nothing_else(self):
-        good = self.issuer.token("alice", scope="read write")
-        self.assertEqual(self.status(good), 200, self.errors())
-        for token in (
-            None,
-            good[:-8] + "AAAAAAAA",
-            self.issuer.token("alice"),
-            self.issuer.token("alice", scope="write reader"),
-            self.issuer.token("alice", scope="read", exp=1),
-        ):
-            self.assertEqual(self.status(token), 401)
+    def test_opens_to_scope_and_audience(self):
+        self.assertEqual(self.status(self.token()), 200, self.errors())
+
+    def test_opens_to_nothing_else(self):
+        others = {name: token for name, token in self.flawed().items() if "issuer" not in name}
+        others["without the scope"] = self.token_without_claims()
+        others["of a similar scope"] = self.issuer.token(self.name, scope="write reader")
+        self.assertEqual(self.status(None), 401)
+        for name, token in others.items():
+            with self.subTest(name):
+                self.assertEqual(self.status(token), 401)
 
 
 if __name__ == "__main__":

@@ -6,33 +6,31 @@ The broker runs as a process of ours, with its files in a temporary folder and a
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import shutil
 import signal
 import socket
-import ssl
 import struct
 import subprocess
-import tempfile
 import unittest
 from pathlib import Path
-from urllib.parse import urlencode, urlsplit
-from urllib.request import urlopen
 
-from tests.live.issuing import Issuing, free_port, listens, needs, settings_on_the_page
-from tests.test_httpd_tls import make_certificate
+from tests.live.issuing import (
+    ELSEWHERE,
+    START_SECONDS,
+    STOP_SECONDS,
+    AsThePageSays,
+    end,
+    free_port,
+    listens,
+    needs,
+)
 
 PROGRAM = "/usr/lib/rabbitmq/bin/rabbitmq-server"  # Debian's, without its change of user
-START_SECONDS = 90  # for an Erlang node on a busy machine; it takes five on an idle one
-STOP_SECONDS = 30
 PLUGINS = "[rabbitmq_auth_backend_oauth2]."
 # It fetches keys by https alone, and takes no certificate that signs itself.
 CONFIG = """
 listeners.tcp.1 = 127.0.0.1:{port}
-auth_backends.1 = rabbit_auth_backend_oauth2
-auth_oauth2.resource_server_id = rabbitmq
-auth_oauth2.jwks_url = {jwks}
+{page}
 auth_oauth2.https.peer_verification = verify_none
 log.console = true
 log.console.level = info
@@ -95,23 +93,17 @@ def long(octets: bytes) -> bytes:
 
 
 @needs(PROGRAM, "epmd")
-class RabbitMQ(Issuing):
-    folder: Path
+class RabbitMQ(AsThePageSays):
+    heading, secure = "RabbitMQ", True
     log: Path
-    certificate: str
     port: int
 
     @classmethod
     def setUpClass(cls) -> None:
-        cls.folder = Path(tempfile.mkdtemp(prefix="jwks-rabbit-"))
-        cls.addClassCleanup(shutil.rmtree, cls.folder, ignore_errors=True)
-        cls.certificate, key = make_certificate(str(cls.folder), "localhost")
-        cls.settings = {"audience": ["rabbitmq", "shop"], "auth_limit": "off",
-                        "tls_cert": cls.certificate, "tls_key": key}  # fmt: skip
         super().setUpClass()
         cls.port, names = free_port(), free_port()
-        jwks = f"https://localhost:{urlsplit(cls.issuer.url).port}/.well-known/jwks.json"
-        cls.write("rabbitmq.conf", CONFIG.format(port=cls.port, jwks=jwks))
+        page = cls.page.there(**{ELSEWHERE: cls.issuer_url})
+        cls.write("rabbitmq.conf", CONFIG.format(port=cls.port, page=page))
         cls.write("enabled_plugins", PLUGINS)
         epmd = subprocess.Popen(
             ["epmd", "-port", str(names), "-address", "127.0.0.1"],
@@ -155,49 +147,15 @@ class RabbitMQ(Issuing):
         with contextlib.closing(Amqp(self.port)) as client:
             return client.open(token)
 
-    def test_runs_with_what_the_page_says(self):
-        config = (self.folder / "rabbitmq.conf").read_text("utf-8")
-        for line in settings_on_the_page("RabbitMQ"):
-            self.assertIn(line.split("https:")[0], config)
-
     def test_lets_in_whom_the_scope_names_and_nobody_else(self):
-        may = "rabbitmq.read:*/* rabbitmq.write:*/* rabbitmq.configure:*/*"
-        self.accounts.add("worker", None, "a password")
-        before = self.token()
-        self.accounts.set_claims("worker", [f"scope={may}"])
-        after = self.token()
-        for token, granted in ((after, True), (before, False), (after[:-8] + "AAAAAAAA", False)):
-            said = self.connect(token)
-            self.assertEqual(
-                said == "open", granted, f"{said}\n{self.log.read_text('utf-8')[-2000:]}"
-            )
-
-    def test_refuses_a_token_for_another_audience_and_an_expired_one(self):
-        may = "rabbitmq.read:*/*"
-        said = self.connect(self.issuer.token("carol", scope=may))
+        others = {name: token for name, token in self.flawed().items() if "issuer" not in name}
+        others["without the scope"] = self.token_without_claims()
+        others["of a scope elsewhere"] = self.issuer.token(self.name, scope="shop.read:*/*")
+        said = self.connect(self.token())
         self.assertEqual(said, "open", self.log.read_text("utf-8")[-2000:])
-        for more in ({"aud": "shop"}, {"exp": 1}, {"scope": "shop.read:*/*"}):
-            said = self.connect(self.issuer.token("carol", **{"scope": may, **more}))
-            self.assertNotEqual(said, "open", more)
-
-    def token(self) -> str:
-        fields = {"grant_type": "client_credentials", "client_id": "worker",
-                  "client_secret": "a password", "resource": "rabbitmq"}  # fmt: skip
-        trust = ssl.create_default_context(cafile=self.certificate)
-        trust.check_hostname = False  # the certificate is for localhost
-        body = urlencode(fields).encode()
-        with urlopen(self.token_endpoint, body, timeout=30, context=trust) as answer:
-            return json.load(answer)["access_token"]
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Have it end; by force if it does not."""
-    process.terminate()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait(STOP_SECONDS)
+        for name, token in others.items():
+            with self.subTest(name):
+                self.assertNotEqual(self.connect(token), "open")
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
