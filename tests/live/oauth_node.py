@@ -10,14 +10,44 @@ import shutil
 import subprocess
 import tempfile
 import unittest
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tests.live.issuing import NAME, Issuing, ask_program, free_port, needs
+from tests.live.issuing import (
+    ELSEWHERE,
+    NAME,
+    AsThePageSays,
+    Issuing,
+    ask_program,
+    free_port,
+    needs,
+)
 
 PACKAGES = ("jose@6", "openid-client@6", "oauth4webapi@3", "simple-oauth2@5")
 INSTALL = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--silent", *PACKAGES]
+IMPORTS = """
+import { createRemoteJWKSet, jwtVerify } from "jose";
+import { ClientSecretBasic, clientCredentialsGrant, discovery } from "openid-client";
+const password = process.env.PASSWORD;
+"""
+PRINT = "process.stdout.write(JSON.stringify(payload));"
 SCRIPT = Path(__file__).with_name("oauth_clients.mjs")
+
+
+@cache
+def packages() -> Path:
+    """A node_modules with the packages; a skip where npm installs nothing."""
+    if "NODE_CLIENTS" in os.environ:
+        return Path(os.environ["NODE_CLIENTS"], "node_modules")
+    folder = tempfile.mkdtemp(prefix="jwks-npm-")
+    unittest.addModuleCleanup(shutil.rmtree, folder, ignore_errors=True)
+    run = subprocess.run(
+        INSTALL, cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+    if run.returncode:
+        raise unittest.SkipTest(f"npm installs nothing here: {run.stderr[-300:]}")
+    return Path(folder, "node_modules")
 
 
 @needs("node", "npm")
@@ -30,14 +60,7 @@ class NodeClients(Issuing):
         folder = Path(tempfile.mkdtemp(prefix="jwks-node-"))
         cls.addClassCleanup(shutil.rmtree, folder, ignore_errors=True)
         shutil.copy(SCRIPT, folder)
-        if "NODE_CLIENTS" in os.environ:
-            (folder / "node_modules").symlink_to(Path(os.environ["NODE_CLIENTS"], "node_modules"))
-        else:
-            run = subprocess.run(
-                INSTALL, cwd=folder, capture_output=True, text=True, timeout=300, check=False
-            )
-            if run.returncode:
-                raise unittest.SkipTest(f"npm installs nothing here: {run.stderr[-300:]}")
+        (folder / "node_modules").symlink_to(packages())
         cls.found = ask_program(
             ["node", SCRIPT.name], folder,
             ISSUER=cls.issuer_url, NAME=NAME, PASSWORD=cls.password,
@@ -80,6 +103,21 @@ class OfAnIssuerWithAPath(NodeClients):
         port = free_port()
         cls.settings = {**cls.settings, "port": port, "issuer": f"http://127.0.0.1:{port}/tenant"}
         super().setUpClass()
+
+
+@needs("node", "npm")
+class ThePage(AsThePageSays):
+    heading, secure = "Node", True
+
+    def test_gets_a_token_and_verifies_it(self):
+        (self.folder / "node_modules").symlink_to(packages())
+        page = self.page.there("js", **{ELSEWHERE: self.issuer_url})
+        (self.folder / "page.mjs").write_text(f"{IMPORTS}\n{page}\n{PRINT}")
+        payload = ask_program(
+            ["node", "page.mjs"], self.folder,
+            NODE_EXTRA_CA_CERTS=self.certificate, PASSWORD=self.password,
+        )  # fmt: skip
+        self.assertEqual((payload["sub"], payload["scope"]), (self.name, "read"))
 
 
 class OfAccessTokens(NodeClients):
