@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import http.client
 import json
+import os
 import re
 import shutil
 import signal
@@ -179,34 +181,43 @@ class UnderTheFiltersOfTheUnit(TemporaryFolder):
 class AProxy(TemporaryFolder):
     """One configuration of deploy/ before a real server."""
 
+    flags: tuple[str, ...] = ("--auth-limit", "2/minute")
+    first = 200  # the status of the key set, through the proxy
+
     def setUp(self) -> None:
         super().setUp()
         self.server = Server(
-            "--db", str(self.folder / "k.db"), "--port", "0", "--auth-limit", "2/minute",
-            "--trusted-proxy", "127.0.0.1", "--argon2", CHEAPEST,
+            "--db", str(self.folder / "k.db"), "--port", "0", "--trusted-proxy", "127.0.0.1",
+            "--argon2", CHEAPEST, *self.place(), *self.flags,
         )  # fmt: skip
         self.addCleanup(self.server.end)
         self.port = free_port()
         self.certificate, self.key = make_certificate(str(self.folder), "issuer")
 
+    def place(self) -> tuple[str, ...]:
+        """Where the server listens; on a free port unless it is told otherwise."""
+        return ()
+
     def start(self, command: list[str]) -> None:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        self.addCleanup(process.stderr.close)
+        said = self.folder / "proxy.log"
+        with open(said, "wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log)
         self.addCleanup(process.wait, 20)
         self.addCleanup(process.terminate)
         for _ in range(200):
-            if process.poll() is not None:
-                raise AssertionError(process.stderr.read().decode())
             with contextlib.suppress(OSError):
-                if ask(self.port, "GET", "/.well-known/jwks.json", tls=True)[0] == 200:
+                if ask(self.port, "GET", "/.well-known/jwks.json", tls=True)[0] == self.first:
                     return
+            if process.poll() is not None:
+                break
             time.sleep(0.05)
-        raise AssertionError("the proxy does not serve")
+        raise AssertionError(f"the proxy does not serve: {said.read_text('utf-8')[-2000:]}")
 
     def filled(self, name: str, **changes: str):
         """The file with other places and ports; each of them stands in it."""
         text = (DEPLOY / name).read_text("utf-8")
-        for old, new in {"127.0.0.1:8080": f"127.0.0.1:{self.server.port}", **changes}.items():
+        at = f"127.0.0.1:{self.server.port}" if self.server.port else self.server.url
+        for old, new in {"127.0.0.1:8080": at, **changes}.items():
             self.assertIn(old, text)
             text = text.replace(old, new)
         path = self.folder / name
@@ -280,7 +291,7 @@ class TheContainer(TemporaryFolder):
 
 @unittest.skipUnless(shutil.which("nginx"), "nginx is not installed")
 class Nginx(AProxy):
-    def test_passes_on_what_it_should_and_keeps_the_keys(self):
+    def serve(self) -> None:
         path = self.filled("nginx.conf", **{
             "listen 443": f"listen 127.0.0.1:{self.port}",
             "/run/nginx.pid": str(self.folder / "pid"),
@@ -290,14 +301,38 @@ class Nginx(AProxy):
         })  # fmt: skip
         self.folder.chmod(0o755)
         self.start(["nginx", "-c", path, "-p", str(self.folder), "-g", "daemon off;"])
+
+    def test_passes_on_what_it_should_and_keeps_the_keys(self):
+        self.serve()
         self.check()
         self.server.end()
         self.assertEqual(ask(self.port, "GET", "/.well-known/jwks.json", tls=True)[0], 200)
 
 
-@unittest.skipUnless(shutil.which("haproxy"), "haproxy is not installed")
-class Haproxy(AProxy):
-    def test_passes_on_what_it_should(self):
+def nginx_group() -> int:
+    """The group of nginx's workers: that of root's nginx, or ours."""
+    return grp.getgrnam("nogroup").gr_gid if os.geteuid() == 0 else os.getegid()
+
+
+class NginxOverASocketFile(Nginx):
+    def place(self) -> tuple[str, ...]:
+        folder = self.folder / "run"  # what is made there has the group of the folder
+        folder.mkdir()
+        os.chown(folder, -1, nginx_group())
+        folder.chmod(0o2750)
+        return "--host", f"unix:{folder / 'http.sock'}", "--socket-mode", "660"
+
+    @unittest.skipUnless(os.geteuid() == 0, "nginx runs as the server's user")
+    def test_has_to_be_in_the_group(self):
+        (self.folder / "run/http.sock").chmod(0o600)
+        self.first = 502
+        self.serve()
+        (self.folder / "run/http.sock").chmod(0o660)
+        self.assertEqual(ask(self.port, "GET", "/healthz", tls=True)[0], 200)
+
+
+class BehindHaproxy(AProxy):
+    def serve(self) -> None:
         both = self.folder / "both.pem"
         both.write_bytes(self._read(self.certificate) + self._read(self.key))
         path = self.filled("haproxy.cfg", **{
@@ -305,11 +340,54 @@ class Haproxy(AProxy):
             "/etc/haproxy/issuer.pem": str(both),
         })  # fmt: skip
         self.start(["haproxy", "-db", "-f", path])
-        self.check()
 
     def _read(self, path) -> bytes:
         with open(path, "rb") as file:
             return file.read()
+
+
+@unittest.skipUnless(shutil.which("haproxy"), "haproxy is not installed")
+class Haproxy(BehindHaproxy):
+    def test_passes_on_what_it_should(self):
+        self.serve()
+        self.check()
+
+
+@unittest.skipUnless(shutil.which("haproxy"), "haproxy is not installed")
+class HaproxyAndADatabaseThatFails(BehindHaproxy):
+    flags = ("--auth-limit", "off")
+
+    def answer(self, method: str, path: str) -> tuple[int, bool]:
+        """The status, and whether the answer is the server's; haproxy's own are no JSON."""
+        body = '{"username": "nobody", "password": "x"}' if method == "POST" else None
+        status, fields, _ = ask(self.port, method, path, body, tls=True)
+        return status, fields["Content-Type"] == "application/json"
+
+    def checks_of_the_keys(self) -> int:
+        """How often somebody asked the server for them: haproxy, while nobody else does."""
+        return sum("GET /.well-known/jwks.json" in line for line in self.server.lines)
+
+    def logins_are_off(self) -> bool:
+        self.assertEqual(self.answer("GET", "/.well-known/jwks.json"), (200, True))
+        return self.answer("POST", "/auth") == (503, False)
+
+    def logins_are_on(self) -> bool:
+        return self.answer("POST", "/auth") == (401, True)
+
+    def test_takes_logins_off_and_leaves_the_keys(self):
+        self.serve()
+        database, elsewhere = self.folder / "k.db", self.folder / "elsewhere.db"
+        self.assertTrue(wait_until(self.logins_are_on))
+        database.rename(elsewhere)
+        self.assertTrue(wait_until(self.logins_are_off))
+        self.assertEqual(self.answer("POST", "/register"), (503, False))
+        self.assertEqual(self.server.ask("GET", "/healthz")[0], 503)
+        seen = self.checks_of_the_keys()  # three that fail would take the server off
+        self.assertTrue(wait_until(lambda: self.checks_of_the_keys() >= seen + 3))
+        self.assertTrue(self.logins_are_off())
+        elsewhere.rename(database)
+        self.assertTrue(wait_until(self.logins_are_on))
+        self.assertEqual(log_in(self.port, tls=True), 200)
 
 
 if __name__ == "__main__":

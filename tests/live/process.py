@@ -27,7 +27,7 @@ from tests.httpd_live import wait_until
 from tests.support import CHEAPEST, ROOT, TemporaryFolder
 from tests.test_httpd_tls import make_certificate
 
-READY = re.compile(r"ready: (http\S+) database=(\S+) keys=(\d+)")
+READY = re.compile(r"ready: ((?:http|unix:)\S+) database=(\S+) keys=(\d+)")
 SECRET = "a secret of the tests"
 
 
@@ -48,7 +48,8 @@ class Server:
             ready = READY.search(line)
             if ready:
                 self.url, self.keys = ready[1], int(ready[3])
-                self.port = int(self.url.rpartition(":")[2])
+                number = re.search(r":(\d+)$", self.url)  # a socket file has none
+                self.port = int(number[1]) if number else 0
                 break
         else:
             raise AssertionError("".join(self.lines))
