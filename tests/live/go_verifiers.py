@@ -11,6 +11,7 @@ import json
 import shutil
 import tempfile
 import unittest
+from functools import cache
 from typing import Any
 
 from tests.live.issuing import ELSEWHERE, AsThePageSays, ask_program, needs
@@ -177,8 +178,14 @@ func judge(text string) (map[string]interface{}, error) {
 """
     + JUDGE
 )
-COMPILED = tempfile.mkdtemp(prefix="jwks-go-")
-unittest.addModuleCleanup(shutil.rmtree, COMPILED, ignore_errors=True)
+
+
+@cache
+def compiled() -> str:
+    """A folder for what the compiler keeps: the three programs share most of it."""
+    folder = tempfile.mkdtemp(prefix="jwks-go-")
+    unittest.addModuleCleanup(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 class Judged(AsThePageSays):
@@ -188,7 +195,7 @@ class Judged(AsThePageSays):
         (self.folder / "main.go").write_text(program)
         return ask_program(
             ["go", "run", "main.go"], self.folder,
-            GO111MODULE="off", GOPATH=LIBRARIES, GOCACHE=COMPILED, GOFLAGS="",
+            GO111MODULE="off", GOPATH=LIBRARIES, GOCACHE=compiled(), GOFLAGS="",
             TOKENS=json.dumps({**self.flawed(), **tokens}), **environ,
         )  # fmt: skip
 
