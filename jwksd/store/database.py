@@ -26,7 +26,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from queue import Empty, SimpleQueue
-from time import sleep
 from typing import Any, Callable, NamedTuple, Protocol, TypeVar, Union
 
 from jwksd.store.dialects import SQLITE, Dialect
@@ -34,7 +33,7 @@ from jwksd.store.dialects import SQLITE, Dialect
 BATCH_JOBS = 256  # jobs in one commit at the most: bounds how long the first of them waits
 # A row waits 4 ms at the most for those that are about to come: 64 clients on two cores then have
 # 29 logins in a commit instead of 7, and log in 1.3 times as often (docs/decisions.md).
-GATHER_STEPS, GATHER_STEP_SECONDS = 4, 0.001
+GATHER_SECONDS = 0.004
 
 T = TypeVar("T")
 Finding = tuple[str, str, str]  # what was looked at; ok, note or problem; a sentence
@@ -256,6 +255,37 @@ def settle(entry: Entry, error: Exception | None) -> None:
             entry.future.set_exception(error)
 
 
+class Expected:
+    """Rows that are about to be appended. The last of them ends the wait for them."""
+
+    def __init__(self) -> None:
+        self._rows: list[None] = []  # one for each; append and pop are atomic
+        self._is_waited_for = False
+        self._all_here = threading.Lock()  # held; released for whoever waits
+        self._all_here.acquire()
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        """Inside, a row is about to be appended."""
+        self._rows.append(None)
+        try:
+            yield
+        finally:
+            self._rows.pop()
+            if self._is_waited_for and not self._rows:
+                self._is_waited_for = False
+                with contextlib.suppress(RuntimeError):  # two were last at the same moment
+                    self._all_here.release()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until none is expected, but not for longer than this."""
+        self._is_waited_for = True  # before the look: no end of `one` is missed
+        if self._rows:
+            self._all_here.acquire(timeout=seconds)
+        self._is_waited_for = False
+        self._all_here.acquire(blocking=False)  # it came too late: the next one is not told of it
+
+
 class Writer:
     """The one thread that writes. `commit(jobs)` carries out a transaction of the engine: `run` of
     each job; what a single job raised goes to its `error`, what ends all of them is raised.
@@ -264,7 +294,7 @@ class Writer:
     def __init__(self, commit: Callable[[list[Job]], None]) -> None:
         self._commit = commit
         self._queue: SimpleQueue[Entry | None] = SimpleQueue()  # None is the end
-        self._expected: list[None] = []  # one for each row to come; append and pop are atomic
+        self._expected = Expected()
         self._lock = threading.Lock()  # guards _closed: nothing is queued behind the end
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
@@ -278,14 +308,9 @@ class Writer:
                 return
         future.set_exception(Unavailable("the database is closed"))
 
-    @contextlib.contextmanager
-    def expect(self) -> Iterator[None]:
+    def expect(self) -> contextlib.AbstractContextManager[None]:
         """As `Database.expect`."""
-        self._expected.append(None)
-        try:
-            yield
-        finally:
-            self._expected.pop()
+        return self._expected.one()
 
     def close(self) -> None:
         """Commit what is queued, then end the thread."""
@@ -315,10 +340,8 @@ class Writer:
     def _next_batch(self) -> list[Entry | None]:
         """What waits for a commit, once there is anything; None at its end is the end of all."""
         batch = [self._queue.get()]
-        for _ in range(GATHER_STEPS):
-            if not self._expected or self._closed:
-                break
-            sleep(GATHER_STEP_SECONDS)
+        if not self._closed:
+            self._expected.wait(GATHER_SECONDS)
         while len(batch) < BATCH_JOBS and batch[-1] is not None:
             try:
                 batch.append(self._queue.get_nowait())

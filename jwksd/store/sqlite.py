@@ -268,8 +268,9 @@ class SQLite(Database):
         self._begin()
         try:
             for job in jobs:
-                self._run(job)
-            self._connection.execute("COMMIT")
+                self._run(job, alone=len(jobs) == 1)
+            if self._connection.in_transaction:
+                self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
@@ -294,8 +295,10 @@ class SQLite(Database):
             self._patience = seconds
             self._connection.execute(f"PRAGMA busy_timeout={int(seconds * 1000)}")
 
-    def _run(self, job: Job) -> None:
-        self._connection.execute("SAVEPOINT job")
+    def _run(self, job: Job, alone: bool) -> None:
+        """Carry out a job; what it raises costs no other one."""
+        if not alone:
+            self._connection.execute("SAVEPOINT job")
         try:
             job.run(self._connection)
         except Exception as error:
@@ -303,9 +306,10 @@ class SQLite(Database):
             # nothing of the batch is left to commit, and every job must hear of it.
             if not self._connection.in_transaction:
                 raise
-            self._connection.execute("ROLLBACK TO job")
+            self._connection.execute("ROLLBACK" if alone else "ROLLBACK TO job")
             job.error = _as_unavailable(error)
-        self._connection.execute("RELEASE job")
+        if not alone:
+            self._connection.execute("RELEASE job")
 
 
 def _rewrite_version(connection: Connection) -> None:
