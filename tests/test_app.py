@@ -409,17 +409,26 @@ class LoggingIn(AppTest):
         self.assertEqual(self.login("alice", self.password).status, 401)
 
     def test_announces_the_row_while_it_signs_so_that_others_wait_for_it(self):
-        expected = []
         real, writer = jwt_minimal.encode, getattr(self.app.database, "_writer")  # noqa: B009
+        other, commits = Future(), []
 
         def encode(*given, **named):
-            expected.append(len(writer._expected))
+            self.app.database.append(lambda connection, rows: None, 1, other, None)
             return real(*given, **named)
 
-        with mock.patch.object(jwt_minimal, "encode", encode):
-            self.login("alice", self.password)
-        self.assertEqual(expected, [1])
-        self.assertEqual(writer._expected, [])
+        def commit(jobs):
+            commits.append(len(jobs))
+            writer_commit(jobs)
+
+        writer_commit = writer._commit
+        with (
+            mock.patch.object(jwt_minimal, "encode", encode),
+            mock.patch.object(writer, "_commit", commit),
+            mock.patch("jwksd.store.database.GATHER_SECONDS", 600),
+        ):
+            self.assertEqual(self.login("alice", self.password).status, 200)
+            other.result(60)
+        self.assertEqual(commits, [2])
 
     def test_answers_only_once_the_attempt_is_on_disk(self):
         hold, held = threading.Event(), threading.Event()
