@@ -410,7 +410,8 @@ class LoggingIn(AppTest):
 
     def test_announces_the_row_while_it_signs_so_that_others_wait_for_it(self):
         real, writer = jwt_minimal.encode, getattr(self.app.database, "_writer")  # noqa: B009
-        other, commits = Future(), []
+        other: Future[None] = Future()
+        commits = []
 
         def encode(*given, **named):
             self.app.database.append(lambda connection, rows: None, 1, other, None)
