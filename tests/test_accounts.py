@@ -422,8 +422,8 @@ class Operating(AccountsTest):
         return logins.utc_text(self.clock() + seconds)
 
     def test_no_commit_of_the_pruning_is_large(self):
-        self.write_log(*[self.at(-100)] * 350)
-        left, write = [350], self.database.write
+        self.write_log(*[self.at(-100)] * 3_500)
+        left, write = [3_500], self.database.write
 
         def counted(job):
             write(job)
@@ -432,15 +432,49 @@ class Operating(AccountsTest):
         with mock.patch.object(self.database, "write", counted):
             self.log.prune(10)
         self.assertEqual(left[-1], 0)
-        self.assertLessEqual(max(a - b for a, b in zip(left, left[1:])), 100)
+        self.assertLessEqual(max(a - b for a, b in zip(left, left[1:])), 1_000)
 
     def test_prunes_a_bounded_number_of_rows_a_second(self):
-        self.write_log(*[self.at(-100)] * 1_250)
+        self.write_log(*[self.at(-100)] * 12_500)
         self.log.prune(10)
-        self.assertGreaterEqual(self.rows(), 250)
+        self.assertEqual(self.rows(), 2_500)
+
+    def test_prunes_as_many_rows_as_come_however_many_those_are(self):
+        with mock.patch.multiple(logins, PRUNED_ROWS=2, PRUNE_STEPS=1):
+            self.log.prune(10)
+            left = []
+            for _ in range(5):
+                self.write_log(*[self.at(-100)] * 100)
+                self.log.prune(10)
+                left.append(self.rows())
+        self.assertEqual(left, [0] * 5)
+
+    def test_prunes_what_was_there_before_while_as_many_rows_come(self):
+        self.write_log(*[self.at(-100)] * 60)
+        with mock.patch.multiple(logins, PRUNED_ROWS=2, PRUNE_STEPS=1):
+            self.log.prune(10)
+            self.assertEqual(self.rows(), 58)
+            for _ in range(6):
+                self.write_log(*[self.at(0)] * 10)
+                self.log.prune(10)
+        self.assertEqual(self.rows(), 60)
+
+    def test_keeps_a_row_that_became_visible_between_the_look_and_the_removal(self):
+        self.write_log(self.at(-100), self.at(-100))
+        write = self.database.write
+
+        def late(job):
+            with mock.patch.object(self.database, "write", write):
+                change = "UPDATE auth_logs SET request_timestamp = ? WHERE id = 1"
+                self.database.write(lambda connection: connection.execute(change, (self.at(0),)))
+            return write(job)
+
+        with mock.patch.object(self.database, "write", late):
+            self.log.prune(10)
+        self.assertEqual(self.database.read("SELECT id FROM auth_logs"), [(1,)])
 
     def test_does_not_look_at_a_log_of_which_nothing_is_due_any_further_than_a_commit(self):
-        self.write_log(*[self.at(-1)] * 1_000)
+        self.write_log(*[self.at(-1)] * 3_000)
         rows, read = [], self.database.read
 
         def counted(*query):
@@ -449,7 +483,7 @@ class Operating(AccountsTest):
 
         with mock.patch.object(self.database, "read", counted):
             self.log.prune(10)
-        self.assertLessEqual(len(rows), 100)
+        self.assertLessEqual(len(rows), 1_001)  # and the number of the newest
 
     def test_prunes_no_row_for_the_sake_of_one_that_a_wrong_clock_dated(self):
         self.write_log(*[self.at(-60)] * 98, "1970-01-01 00:00:09.000", *[self.at(0)] * 10)

@@ -18,17 +18,20 @@ It leaves out: waiting for rows to come. A reader asks again (admin.py).
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any, Callable, NamedTuple
 
 from jwksd.store.database import Connection, Database
 
 # Read at a start to prime the limiter: 500 attempts a second for a minute take 50 ms.
 RECENT_ROWS = 32_768
-PRUNED_ROWS = 100  # in one commit: some milliseconds for which logins wait, on a log of millions
-PRUNE_STEPS = 10  # commits a second: 86 million rows a day, twice what 500 logins a second leave
+# In one commit: some milliseconds for which logins wait, most of them the fsync (bench/growth.py).
+PRUNED_ROWS = 1_000
+PRUNE_STEPS = 10  # commits a second, and more where more rows come: see LoginLog._steps
 CLOCKS_APART = 86_400  # seconds; a row that is dated further ahead was dated by a wrong clock
 LOG_PAGE = 1_000  # rows that an operator's command reads at a time: the log may have millions
 DISOWN_PAUSE = 0.01  # seconds between two commits of a page: as long as they take, so others write
@@ -51,6 +54,8 @@ DUE = (
     "AND substr(request_timestamp, 1, 4) BETWEEN '1000' AND '2999' "
     "AND substr(request_timestamp, 5, 1) = '-' THEN request_timestamp < ? END"
 )
+# Asked again of each row: with several servers, one to keep may have become visible in between.
+PRUNE = f"DELETE FROM auth_logs WHERE id > ? AND id <= ? AND ({DUE}) IS NOT FALSE"  # noqa: S608
 CONDITIONS = (  # in the order of `Wanted`
     "coalesce(outcome, '-') = ?",  # so phrased, the log is read in its order, newest first
     "request_ip = ?",
@@ -173,6 +178,16 @@ def ages(rows: Iterable[tuple[Any, Any]], now: float) -> list[tuple[str, list[fl
     return [*found.items()]
 
 
+def execute(sql: str, values: Sequence[Any], connection: Connection) -> None:
+    """Carry out one statement, as a job of the writer."""
+    connection.execute(sql, values)
+
+
+def execute_each(sql: str, rows: Sequence[Sequence[Any]], connection: Connection) -> None:
+    """Carry out one statement for each row, as a job of the writer."""
+    connection.executemany(sql, rows)
+
+
 def unseen(reached: int, last: int) -> None:
     """Nobody looks at how far it is."""
 
@@ -231,6 +246,7 @@ class LoginLog:
         self._clock = clock
         # Numbers of rows: prune goes on after the first, and found the second to be due.
         self._passed = self._due = 0
+        self._newest: int | None = None  # when it was last called
         self._partitions_kept: float | None = None  # the hour in which they were last looked at
 
     def extent(self) -> tuple[str, str, int]:
@@ -323,7 +339,7 @@ class LoginLog:
         )
         rows = self._database.read(page, (0, newest, name))
         while rows:
-            self._write_each(f"{DISOWN} WHERE id = ?", rows)
+            self._database.write(partial(execute_each, f"{DISOWN} WHERE id = ?", rows))
             passed(rows[-1][0], newest)
             time.sleep(DISOWN_PAUSE)
             rows = self._database.read(page, (rows[-1][0], newest, name))
@@ -364,28 +380,36 @@ class LoginLog:
         now = self._clock()
         self._keep_partitions(now, now - seconds)
         dates = utc_text(now + CLOCKS_APART), utc_text(now - seconds)
-        for _ in range(PRUNE_STEPS):
+        for _ in range(self._steps()):
             rows = self._database.read(
                 f"SELECT id, {DUE} FROM auth_logs WHERE id > ? ORDER BY id LIMIT ?",  # noqa: S608
                 (*dates, self._passed, PRUNED_ROWS),
             )
             old = list(itertools.takewhile(lambda row: row[1] != 0, rows))
             self._due = max([self._due, *(number for number, due in old if due)])
-            gone = [(number,) for number, due in old if due or number < self._due]
-            self._write_each("DELETE FROM auth_logs WHERE id = ?", gone)
+            gone = [number for number, _ in old if number <= self._due]
+            if gone:
+                values = (self._passed, gone[-1], *dates)
+                self._database.write(partial(execute, PRUNE, values))
             if len(old) < PRUNED_ROWS:  # a row to be kept, or the end: the next call starts over
                 self._passed = 0
                 return
             self._passed = old[-1][0]
+
+    def _steps(self) -> int:
+        """How many commits: enough for twice the rows that came since the last call, so that the
+        log does not grow however many logins there are.
+        """
+        newest = self.newest_number()
+        came = newest - self._newest if self._newest is not None else 0
+        self._newest = newest
+        return max(PRUNE_STEPS, math.ceil(2 * came / PRUNED_ROWS))
 
     def _keep_partitions(self, now: float, oldest: float) -> None:
         """Have those for this month and the next, and none that is too old; asked once an hour."""
         sql, hour = self._database.sql.partitions, now // 3600
         if sql is not None and hour != self._partitions_kept:
             times = utc_text(now), utc_text(oldest)
-            self._database.write(lambda connection: connection.execute(sql, times))
+            self._database.write(partial(execute, sql, times))
             self._partitions_kept = hour
 
-    def _write_each(self, sql: str, rows: list[tuple[int]]) -> None:
-        if rows:
-            self._database.write(lambda connection: connection.executemany(sql, rows))
