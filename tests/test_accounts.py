@@ -437,7 +437,7 @@ class Operating(AccountsTest):
     def test_prunes_a_bounded_number_of_rows_a_second(self):
         self.write_log(*[self.at(-100)] * 12_500)
         self.log.prune(10)
-        self.assertEqual(self.rows(), 2_500)
+        self.assertEqual(self.rows(), 7_500)
 
     def test_prunes_as_many_rows_as_come_however_many_those_are(self):
         with mock.patch.multiple(logins, PRUNED_ROWS=2, PRUNE_STEPS=1):

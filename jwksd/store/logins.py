@@ -31,7 +31,7 @@ from jwksd.store.database import Connection, Database
 RECENT_ROWS = 32_768
 # In one commit: some milliseconds for which logins wait, most of them the fsync (bench/growth.py).
 PRUNED_ROWS = 1_000
-PRUNE_STEPS = 10  # commits a second, and more where more rows come: see LoginLog._steps
+PRUNE_STEPS = 5  # commits a second, and more where more rows come: see LoginLog._steps
 CLOCKS_APART = 86_400  # seconds; a row that is dated further ahead was dated by a wrong clock
 LOG_PAGE = 1_000  # rows that an operator's command reads at a time: the log may have millions
 DISOWN_PAUSE = 0.01  # seconds between two commits of a page: as long as they take, so others write
@@ -412,4 +412,3 @@ class LoginLog:
             times = utc_text(now), utc_text(oldest)
             self._database.write(partial(execute, sql, times))
             self._partitions_kept = hour
-
