@@ -264,6 +264,11 @@ def diagnose(place: Installation, options: argparse.Namespace) -> Lines:
 
 def migrate(place: Installation, options: argparse.Namespace) -> Lines:
     """Copy everything from one database to another; prints how many rows each table has."""
+    for flag, db in (("--from", options.source), ("--to", options.target)):
+        try:
+            settings.database(db)
+        except ValueError as error:
+            raise Refused(f"{flag}: {error}") from error
     if not startup.is_url(options.source) and not os.path.exists(options.source):
         raise Refused(f"there is no database {options.source}")
     shared = any(map(startup.is_url, (options.source, options.target)))

@@ -98,7 +98,7 @@ BEGIN
     END LOOP;
     FOR partition IN
         SELECT relname FROM pg_class JOIN pg_inherits ON inhrelid = pg_class.oid
-        WHERE inhparent = 'auth_logs'::regclass AND relname ~ '^auth_logs_\d{4}_\d{2}$'
+        WHERE inhparent = 'auth_logs'::regclass AND relname ~ '^auth_logs_[0-9]{4}_[0-9]{2}$'
         AND to_char(to_date(substr(relname, 11), 'YYYY_MM') + interval '1 month', 'YYYY-MM') <= oldest
     LOOP
         BEGIN

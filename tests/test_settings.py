@@ -68,6 +68,19 @@ class Values(unittest.TestCase):
         with self.assertRaisesRegex(ConfigurationError, "needed together"):
             make_settings({"tls_cert": "cert.pem"})
 
+    def test_a_database_that_is_neither_a_file_nor_ours_is_not_quoted(self):
+        for text in (
+            "Postgresql://keys:geheim@db1/keys",
+            "mysql://keys:geheim@db1/keys",
+            "host=db1 password=geheim",
+            "dbname = keys password = geheim",
+        ):
+            with self.subTest(text), self.assertRaisesRegex(ConfigurationError, "--db") as caught:
+                configure({"db": text}, {})
+            self.assertNotIn("geheim", str(caught.exception))
+        for text in ("keys.db", "a=b.db", "postgresql://keys:geheim@db1/keys?host=x", "C:/keys.db"):
+            self.assertEqual(configure({"db": text}, {}).db, text)
+
     def test_none_is_the_default(self):
         self.assertEqual(make_settings({"audience": None, "port": None}), Settings())
 

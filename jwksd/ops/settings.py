@@ -33,6 +33,8 @@ class ConfigurationError(Exception):
 T = TypeVar("T")
 LONGEST = 36_500 * 86_400  # s: a century; dates stay within what SQLite and datetime can write
 AT_JWT = "at+jwt"  # RFC 9068 §2.1
+DATABASE_URLS = ("postgresql://", "postgres://")
+NO_FILE = re.compile(r"://|\b(password|host|dbname)\s*=")  # a URL of something else, libpq's words
 MAX_HASH_KIB = 1_048_576  # 1 GiB a hash; more is a slip of the pen
 
 
@@ -48,6 +50,13 @@ def filled(text: str) -> str:
     if not text.strip():
         raise ValueError("is blank: write a value, or leave it out")
     return without_controls(text)
+
+
+def database(text: str) -> str:
+    """A file, or a URL of PostgreSQL. What is neither is not quoted: it may hold a password."""
+    if not text.startswith(DATABASE_URLS) and NO_FILE.search(text):
+        raise ValueError("is neither a file nor postgresql://USER@HOST:PORT/NAME")
+    return filled(text)
 
 
 def without_controls(text: str) -> str:
@@ -190,7 +199,10 @@ class Settings:
         "660", file_mode, "MODE", "of the socket file with --host unix:PATH, octal"
     )
     db: str = setting(
-        "totally_not_my_privateKeys.db", filled, "FILE", "of SQLite, or postgresql://USER@HOST/NAME"
+        "totally_not_my_privateKeys.db",
+        database,
+        "FILE",
+        "of SQLite, or postgresql://USER@HOST/NAME",
     )
     auth_limit: tuple[ratelimit.Rule, ...] = setting(
         "5/minute", ratelimit.parse_limit, "COUNT/PERIOD", "of POST /auth by address, or off"

@@ -15,7 +15,7 @@ from typing import Callable
 
 from jwksd import httpd
 from jwksd.ops import mounts, ownership
-from jwksd.ops.settings import ConfigurationError, Settings, default_issuer
+from jwksd.ops.settings import DATABASE_URLS, ConfigurationError, Settings, default_issuer
 from jwksd.store import accounts, keystore
 from jwksd.store.database import CannotOpen, Database, Reading, Unavailable
 from jwksd.store.sqlite import SQLite
@@ -63,7 +63,7 @@ def require_ours(connection: Reading) -> None:
 
 def is_url(db: str) -> bool:
     """Whether `--db` names a database of PostgreSQL; else it is a file."""
-    return db.startswith(("postgresql://", "postgres://"))
+    return db.startswith(DATABASE_URLS)
 
 
 def open_database(db: str, *, seconds: float | None = None) -> Database:

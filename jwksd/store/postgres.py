@@ -68,6 +68,7 @@ OLDEST = 130_000  # pg_current_xact_id() came with 13
 OWN_WRITES = 4_096  # transactions remembered as ours: some seconds of them
 LOCK = 0x6A776B73  # "jwks": the advisory lock of `write`
 TABLES = ("keys", "users", "auth_logs", "account_names", "account_claims", "key_policy")
+NOT_OURS = "it has a table {} that is not ours: make a database of its own"
 # What could not be done on this session, and can on another: it is gone, or no longer writable.
 TRANSIENT = (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction)
 
@@ -403,14 +404,24 @@ def prepare(session: Session, make: bool) -> None:
     found = schema_of(session)
     if found != SCHEMA_VERSION:
         raise CannotOpen(f"its schema has version {found}, newer than this program knows")
+    lost = {*TABLES} - {*tables(session, *TABLES)}
+    if lost:
+        raise CannotOpen(f"its table {min(lost)} is missing; restore a backup")
 
 
 def schema_of(session: Session) -> int | None:
-    """The version of our tables; None if there are none."""
+    """The version of our tables; None if there are none.
+
+    Raises:
+        CannotOpen: another program's table has that name.
+    """
     if not tables(session, "schema_version"):
         return None
-    ((version,),) = session.execute("SELECT max(version) FROM schema_version")
-    return int(version)
+    found = session.execute("SELECT to_jsonb(schema_version) -> 'version' FROM schema_version")
+    versions = [version for (version,) in found]
+    if len(versions) != 1 or not isinstance(versions[0], int):
+        raise CannotOpen(NOT_OURS.format("schema_version"))
+    return versions[0]
 
 
 def tables(session: Session, *names: str) -> list[str]:
@@ -436,9 +447,7 @@ def make_tables(session: Session) -> None:
     if schema_of(session) is None:
         foreign = tables(session, *TABLES)
         if foreign:
-            raise CannotOpen(
-                f"it has a table {foreign[0]} that is not ours: make a database of its own"
-            )
+            raise CannotOpen(NOT_OURS.format(foreign[0]))
         session.script(jwksd.resource(SCHEMA).decode())
     session.commit()
 

@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import select
 import threading
 import time
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import psycopg
 from psycopg import conninfo
@@ -31,6 +33,14 @@ from jwksd.store.database import CannotOpen
 from jwksd.store.dialects import POSTGRESQL
 
 WAIT_SECONDS = 3.0  # for any one answer
+BOUND = re.compile("0*[1-9][0-9]*")  # a connect_timeout that is one; 0 would be for ever
+UNBOUND = {"connect_timeout": max(2, round(WAIT_SECONDS))}  # libpq takes 2 at the least
+WHERE = ("host", "hostaddr", "port")  # of what a URL says, where the database is
+UNREADABLE = (
+    "--db is no URL of PostgreSQL: postgresql://USER@HOST:PORT/NAME is one; in a user or a "
+    "password write @ as %40, / as %2F, ? as %3F, : as %3A and % as %25"
+)
+BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 TIMELINE = "SELECT ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint"
 
 
@@ -122,7 +132,9 @@ class Session:
         link.add_notice_handler(self._note)
         bound = f"{int(link.seconds * 1000)}ms"
         link.execute(
-            "SELECT set_config('statement_timeout', %s, false), "
+            # A COMMIT that was not confirmed is known by its warning, whatever the role leaves out.
+            "SELECT set_config('client_min_messages', 'warning', false), "
+            "set_config('statement_timeout', %s, false), "
             "set_config('lock_timeout', %s, false), set_config('synchronous_commit', CASE "
             "WHEN current_setting('synchronous_commit') IN ('off', 'local') THEN 'on' "
             "ELSE current_setting('synchronous_commit') END, false)",
@@ -190,7 +202,8 @@ class Session:
     def begin(self) -> int:
         """Begin a transaction: its number, as `Dialect.writer` gives it."""
         # Before any row has its number: what `horizon` says rests on this order.
-        begun = self._link.execute("BEGIN; SELECT pg_current_xact_id()::text::bigint")
+        # Read committed, whatever the database's default: what a lock was waited for is then seen.
+        begun = self._link.execute(f"{BEGIN}; SELECT pg_current_xact_id()::text::bigint")
         begun.nextset()
         ((number,),) = begun
         return int(number) & 0xFFFFFFFF
@@ -253,31 +266,54 @@ def places(url: str) -> list[Place]:
     Raises:
         CannotOpen: it cannot be read. What it holds is not quoted: a password may be part of it.
     """
-    try:
-        known = conninfo.conninfo_to_dict(url)
-    except psycopg.Error:
-        raise CannotOpen(
-            "--db is no URL of PostgreSQL: postgresql://USER@HOST:PORT/NAME is one"
-        ) from None
-    hosts = str(known.pop("host", "") or "").split(",")
-    ports = str(known.pop("port", "") or "").split(",")
-    if len(ports) not in (1, len(hosts)):
+    known = read_url(url)
+    columns = [str(known.pop(name, "") or "").split(",") for name in WHERE]
+    count = max(map(len, columns))
+    if {len(column) for column in columns} - {1, count}:
         raise CannotOpen("--db names hosts and ports in different number")
-    ports = ports * len(hosts) if len(ports) == 1 else ports
+    if not all(port.isdecimal() for port in filter(None, columns[-1])):
+        raise CannotOpen(UNREADABLE)
+    columns = [column * count if len(column) == 1 else column for column in columns]
     fixed = {
-        "connect_timeout": max(2, round(WAIT_SECONDS)),
         "application_name": "jwks-server",
         **known,
+        **({} if BOUND.fullmatch(known.get("connect_timeout", "")) else UNBOUND),
         "client_encoding": "UTF8",
         "target_session_attrs": "read-write",
     }
     return [
-        Place(
-            ":".join(filter(None, (host, port))),
-            {**fixed, **({"host": host} if host else {}), **({"port": port} if port else {})},
-        )
-        for host, port in zip(hosts, ports)
+        Place(named(*values), {**fixed, **{k: v for k, v in zip(WHERE, values) if v}})
+        for values in zip(*columns)
     ]
+
+
+def read_url(url: str) -> dict[str, str]:
+    """What the URL says, and where it names no host, what a service file or the environment does.
+
+    Raises:
+        CannotOpen: it cannot be read.
+    """
+    # libpq reads the rest of a password with a bare @ or / in it as the name of a host or database.
+    before, _, after = url.partition("?")[0].partition("://")[2].rpartition("@")
+    if "@" in before or "/" in before:
+        raise CannotOpen(UNREADABLE)
+    try:
+        known = conninfo.conninfo_to_dict(url)
+        if known.keys() & {"host", "hostaddr"}:
+            return known
+        started = psycopg.pq.PGconn.connect_start(conninfo.make_conninfo(**known).encode())
+    except psycopg.Error:
+        raise CannotOpen(UNREADABLE) from None
+    found = {option.keyword.decode(): option.val for option in started.info if option.val}
+    started.finish()
+    return {**{k: found[k].decode() for k in (*WHERE, "user", "dbname") if k in found}, **known}
+
+
+def named(host: str, address: str, port: str) -> str:
+    """A host as it stands in a URL."""
+    host = host or address
+    host = f"[{host}]" if ":" in host else quote(host, safe="")
+    return f"{host}:{port}" if port else host
 
 
 def shown(url: str) -> str:
@@ -288,6 +324,6 @@ def shown(url: str) -> str:
     """
     found = places(url)
     known = found[0].parameters
-    user = f"{known['user']}@" if known.get("user") else ""
+    user = f"{quote(known['user'], safe='')}@" if known.get("user") else ""
     hosts = ",".join(place.name for place in found)
-    return f"postgresql://{user}{hosts}/{known.get('dbname', '')}"
+    return f"postgresql://{user}{hosts}/{quote(known.get('dbname', ''), safe='')}"
