@@ -424,6 +424,7 @@ class Conformance(unittest.TestCase):
             while not all(writer.done() for writer in writers):
                 found += [row.number for row in self.log.newer(Wanted(), progress)]
         found += [row.number for row in self.log.newer(Wanted(), progress)]
+        self.assertEqual([writer.result(0) for writer in writers], [60] * 3)
         self.assertEqual(len(found), 180)
         self.assertEqual(len(set(found)), 180)
 

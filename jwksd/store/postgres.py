@@ -152,9 +152,11 @@ class PostgreSQL(Database):
 
     def horizon(self) -> tuple[int, int]:
         """See `database.Database`."""
+        # A snapshot's xmax is the next after the last that has ended: some above it may be under
+        # way. Only a number of our own is above all that were given out.
         sql = (
-            "SELECT pg_snapshot_xmin(now)::text::bigint, pg_snapshot_xmax(now)::text::bigint "
-            "FROM pg_current_snapshot() AS now"
+            "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, "
+            "pg_current_xact_id()::text::bigint"
         )
         ((oldest, following),) = self.read(sql)
         return oldest, following

@@ -267,7 +267,7 @@ def places(url: str) -> list[Place]:
         CannotOpen: it cannot be read. What it holds is not quoted: a password may be part of it.
     """
     known = read_url(url)
-    columns = [str(known.pop(name, "") or "").split(",") for name in WHERE]
+    columns = [known.pop(name, "").split(",") for name in WHERE]
     count = max(map(len, columns))
     if {len(column) for column in columns} - {1, count}:
         raise CannotOpen("--db names hosts and ports in different number")
@@ -294,11 +294,11 @@ def read_url(url: str) -> dict[str, str]:
         CannotOpen: it cannot be read.
     """
     # libpq reads the rest of a password with a bare @ or / in it as the name of a host or database.
-    before, _, after = url.partition("?")[0].partition("://")[2].rpartition("@")
+    before = url.partition("?")[0].partition("://")[2].rpartition("@")[0]
     if "@" in before or "/" in before:
         raise CannotOpen(UNREADABLE)
     try:
-        known = conninfo.conninfo_to_dict(url)
+        known = {k: str(v) for k, v in conninfo.conninfo_to_dict(url).items() if v is not None}
         if known.keys() & {"host", "hostaddr"}:
             return known
         started = psycopg.pq.PGconn.connect_start(conninfo.make_conninfo(**known).encode())
