@@ -10,6 +10,9 @@ acknowledged must be a row of `users`, and each login one of `auth_logs`.
 
 The last row is the control: its standby is asynchronous and was away, so answers must be lost
 there. `away` is the longest time in which no login of any client was answered with 200.
+
+At the end keys are revoked while both servers are asked for their key sets as fast as they answer:
+printed is the time from the call, its commit included, to the first answer without the key.
 """
 
 from __future__ import annotations
@@ -24,12 +27,18 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
+from unittest import mock
 
 from bench.serving import ROOT, Process
+from jwksd.store.keystore import KeyStore, Policy
 from tests.live.clusters import Cluster, Clusters, why_not
 from tests.live.issuing import free_port
 
@@ -156,6 +165,18 @@ class Stage:
                 return connection.getresponse().status == 200
             except (OSError, http.client.HTTPException):
                 return False
+
+    @contextlib.contextmanager
+    def keys(self) -> Iterator[KeyStore]:
+        """The keys as an operator's command has them."""
+        from jwksd.store.postgres import PostgreSQL
+
+        secret = ENVIRONMENT["NOT_MY_KEY"].encode()
+        known = mock.patch.dict(os.environ, PGPASSFILE=self._passfile)
+        with known, contextlib.closing(PostgreSQL(self._url)) as database:
+            keys = KeyStore(database, secret, Policy(), log=lambda line: None)
+            keys.open()
+            yield keys
 
     def end(self) -> None:
         """End what we started; the clusters are ended by whoever made them."""
@@ -296,6 +317,47 @@ def row(
     )
 
 
+def revocations(count: int) -> str:
+    """How long a revoked key is served by each of two servers, with a synchronous standby."""
+    with stage_of(synchronous=True) as stage, stage.keys() as keys:
+        times = []
+        for _ in range(count):
+            (old, *_) = (key.kid for key in keys.published().keys)
+            new, _ = keys.rotate(at_once=True)
+            wait_until(partial(all_have, new, stage.ports))
+            with ThreadPoolExecutor(len(stage.ports)) as pool:
+                gone = [pool.submit(first_without, old, port) for port in stage.ports]
+                time.sleep(0.1)  # both are asked by then
+                began = time.perf_counter()
+                keys.revoke(old, replace=False)
+                times += [(future.result(PATIENCE) - began) * 1000 for future in gone]
+        return (
+            f"{count} revocations, {len(stage.ports)} servers: a key is gone within "
+            f"{median(times):.0f} ms (median), {max(times):.0f} ms (longest)"
+        )
+
+
+def first_without(kid: str, port: int) -> float:
+    """When (time.perf_counter) a server gave the first key set without a key."""
+    until = time.monotonic() + PATIENCE
+    while kid in kids(port):
+        if time.monotonic() > until:
+            raise RuntimeError("it stays")
+        time.sleep(0.001)  # the other one and PostgreSQL share the cores
+    return time.perf_counter()
+
+
+def all_have(kid: str, ports: Sequence[int]) -> bool:
+    """Whether every server publishes a key."""
+    return all(kid in kids(port) for port in ports)
+
+
+def kids(port: int) -> set[str]:
+    """The names of the keys that a server publishes."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/.well-known/jwks.json") as answer:
+        return {key["kid"] for key in json.load(answer)["keys"]}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="failover", description=(__doc__ or "").split("\n")[0])
@@ -312,6 +374,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in EVENTS:
         if options.only in name:
             print(play(name, options.seconds), flush=True)
+    if options.only in "a key revoked":
+        print(revocations(20))
     return 0
 
 
