@@ -273,15 +273,23 @@ def migrate(place: Installation, options: argparse.Namespace) -> Lines:
         raise Refused(f"there is no database {options.source}")
     shared = any(map(startup.is_url, (options.source, options.target)))
     secret.check_given_secrets(place.environ, shared=shared)
-    rows: dict[str, int] = {}
+    rows: dict[str, tuple[int, int]] = {}
+
+    def moved(table: str, number: int, of: int) -> None:
+        rows[table] = number, of
+
+    def measure() -> str:
+        table, (number, of) = [*rows.items()][-1]
+        return f"{table} row {number:,} of {of:,}"
+
     with opened(options.source) as source, opened(options.target) as target:
         if source.name == target.name:
             raise Refused("a database cannot be moved to itself")
-        with progress.shown("migrate", lambda: f"{len(rows)} tables"):
-            moving.move(source, target, rows.__setitem__)
+        with progress.shown("migrate", measure):
+            moving.move(source, target, moved)
         require_same_keys(place, source, target)
     yield "table\trows"
-    for name, count in rows.items():
+    for name, (_, count) in rows.items():
         yield listed(name, count)
     tell("every key opens; start the servers with the new --db, and none with the old one")
 

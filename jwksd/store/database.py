@@ -96,6 +96,9 @@ class Connection(Reading, Protocol):
     def executemany(self, sql: str, parameters: Iterable[Sequence[Any]], /) -> Cursor:
         """Carry out one statement for each of several sets of parameters."""
 
+    def insert(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Write many rows, the way that the engine does it fastest."""
+
 
 # Writes the rows of many callers; returns those that it refused, by their place, with the reason.
 WriteRows = Callable[[Connection, list[Any]], Union[Mapping[int, Exception], None]]

@@ -142,18 +142,12 @@ def write_outcomes(connection: Connection, attempts: Sequence[Attempt]) -> None:
 
 def copy_logged(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
     """Write rows of another database's log: the columns of `LOGGED`."""
-    apart = not connection.sql.outcome_in_log
-    width = len(LOGGED) - apart
-    connection.executemany(
-        f"INSERT INTO auth_logs ({', '.join(LOGGED[:width])}) "  # noqa: S608
-        f"VALUES ({several('?', LOGGED[:width])})",
-        [row[:width] for row in rows],
-    )
-    if apart:
-        connection.executemany(
-            "INSERT INTO auth_outcomes (log_id, outcome) VALUES (?, ?)",
-            [(row[0], row[-1]) for row in rows if row[-1] is not None],
-        )
+    if connection.sql.outcome_in_log:
+        connection.insert("auth_logs", LOGGED, rows)
+        return
+    connection.insert("auth_logs", LOGGED[:-1], [row[:-1] for row in rows])
+    outcomes = [(row[0], row[-1]) for row in rows if row[-1] is not None]
+    connection.insert("auth_outcomes", ("log_id", "outcome"), outcomes)
 
 
 def disown_newer(connection: Connection, name: str, number: int) -> None:

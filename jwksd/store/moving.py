@@ -24,7 +24,8 @@ from jwksd.store.logins import LOGGED, copy_logged
 PAGE = 1_000  # rows read and written at a time
 Row = tuple[Any, ...]
 READ_AS = {"key": "CAST(key AS BLOB)"}
-Moved = Callable[[str, int], None]  # is told a table and how many of its rows were moved
+# Is told a table, how many of its rows were moved, and how many it has; again for each page.
+Moved = Callable[[str, int, int], None]
 
 
 class Table(NamedTuple):
@@ -72,13 +73,13 @@ def move(source: Database, target: Database, moved: Moved) -> None:
     def all_tables(connection: Connection) -> None:
         connection.freeze([table.name for table in TABLES])
         for table in TABLES:
-            moved(table.name, move_table(connection, target, table))
+            move_table(connection, target, table, moved)
 
     source.write(all_tables)
 
 
-def move_table(source: Connection, target: Database, table: Table) -> int:
-    """Move the rows of one table; how many it has."""
+def move_table(source: Connection, target: Database, table: Table, moved: Moved) -> None:
+    """Move the rows of one table."""
     ((count,),) = source.execute(f"SELECT count(*) FROM {table.name}")  # noqa: S608
 
     def write(connection: Connection) -> None:
@@ -89,18 +90,23 @@ def move_table(source: Connection, target: Database, table: Table) -> int:
                 "the source: move to a database that holds nothing else"
             )
         if not there:
-            copy(source, connection, table)
+            copy(source, connection, table, lambda number: moved(table.name, number, count))
 
     target.write(write)
-    return int(count)
+    moved(table.name, count, count)
 
 
-def copy(source: Connection, target: Connection, table: Table) -> None:
-    """Write all rows of a table to an empty one."""
+def copy(
+    source: Connection, target: Connection, table: Table, copied: Callable[[int], None]
+) -> None:
+    """Write all rows of a table to an empty one; `copied` is told how many were."""
+    number = 0
     if table.name == "auth_logs":
         make_months(source, target)
     for page in pages(source, table):
         insert(target, table, page)
+        number += len(page)
+        copied(number)
     if table.counted:
         target.set_last_number(
             table.name, table.number, source.last_number(table.name, table.number)
@@ -158,10 +164,8 @@ def insert(connection: Connection, table: Table, page: list[Row]) -> None:
     """Write rows with the numbers that they have."""
     if table.name == "auth_logs":
         copy_logged(connection, page)
-        return
-    columns, values = ", ".join(table.columns), ", ".join("?" * len(table.columns))
-    sql = f"INSERT INTO {table.name} ({columns}) VALUES ({values})"  # noqa: S608
-    connection.executemany(sql, page)
+    else:
+        connection.insert(table.name, table.columns, page)
 
 
 def make_months(source: Connection, target: Connection) -> None:

@@ -171,6 +171,13 @@ class Session:
         cursor.executemany(rebound(sql), parameters)
         return cursor
 
+    def insert(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """By COPY: a move takes less than half as long as with statements."""
+        sql = f"COPY {table} ({', '.join(columns)}) FROM STDIN"
+        with self._link.cursor() as cursor, cursor.copy(sql) as copy:
+            for row in rows:
+                copy.write_row(row)
+
     def lock(self, table: str, numbers: Collection[int | None]) -> None:
         """In the order of the numbers: two servers that lock the same rows wait, and no more."""
         wanted = [number for number in numbers if number is not None]

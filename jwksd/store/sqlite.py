@@ -22,7 +22,7 @@ import re
 import sqlite3
 import stat
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Callable, TypeVar
@@ -83,6 +83,12 @@ class Writing(sqlite3.Connection):
         """See `database.Connection`."""
         self.execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
         self.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, number))
+
+    def insert(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """See `database.Connection`."""
+        values = ", ".join("?" * len(columns))
+        sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values})"  # noqa: S608
+        self.executemany(sql, rows)
 
     def overwrite(self) -> None:
         """What a row held is overwritten in the file, not only forgotten."""

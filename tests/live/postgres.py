@@ -430,6 +430,23 @@ class MovingToPostgreSQL(OnAPrimary, test_moving.Moving):
         self.move(target, back)
         self.assertEqual(test_moving.contents(back), test_moving.contents(self.source))
 
+    def test_goes_on_after_it_was_killed(self):
+        rows = [("192.0.2.1",)] * 300_000  # some seconds
+        sql = "INSERT INTO auth_logs (request_ip) VALUES (?)"
+        self.source.write(lambda connection: connection.executemany(sql, rows))
+        words = [sys.executable, str(ROOT / "admin.py"), "migrate", "--from", str(self.path)]
+        words, environ = [*words, "--to", self.url], {**os.environ, "NOT_MY_KEY": "s" * 16}
+        process = subprocess.Popen(words, env=environ, stderr=subprocess.DEVNULL)
+        copying = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COPY auth_logs%'"
+        wait_until("it copies the log", lambda: self.sql(copying) != "0")
+        process.kill()
+        process.wait(60)
+        counts = "SELECT (SELECT count(*) FROM {}), (SELECT count(*) FROM {})"
+        self.assertEqual(self.sql(counts.format("users", "keys")), "3|0")
+        done = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=120)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(self.sql(counts.format("auth_logs", "keys")), "302500|2")
+
     def test_by_the_command(self):
         words = [sys.executable, str(ROOT / "admin.py"), "migrate", "--from", str(self.path)]
         environ = {**os.environ, "NOT_MY_KEY": "s" * 16}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import unittest
@@ -13,6 +14,7 @@ from tests.live.graded_class import CLASS, Class
 from tests.support import ROOT
 from tests.test_admin import ENVIRON, KeysTest
 
+MOVED = 300_000  # rows of the log: some seconds
 ROWS = 60_000  # of the log: sixty commits and pauses, more than a second
 
 
@@ -37,6 +39,55 @@ def in_a_pipe(*command: str) -> tuple[int, str, str]:
         command, capture_output=True, text=True, timeout=120, env={**os.environ, **ENVIRON}
     )
     return run.returncode, run.stdout, run.stderr
+
+
+@unittest.skipUnless(hasattr(os, "openpty"), "no terminals of that kind here")
+class AMove(KeysTest):
+    shares_database = True
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.admin("users", "add", "alice")
+        self.admin("keys", "rotate")
+        self.target = self.folder / "target.db"
+        self.fill(self.path)
+        self.command = (
+            *(sys.executable, str(ROOT / "admin.py"), "migrate"),
+            *("--from", str(self.path), "--to", str(self.target)),
+        )
+
+    def fill(self, path: object) -> None:
+        """A log that takes seconds to move."""
+        with contextlib.closing(sqlite3.connect(str(path))) as connection, connection:
+            connection.executemany(
+                "INSERT INTO auth_logs (request_ip) VALUES (?)", [("192.0.2.1",)] * MOVED
+            )
+
+    def test_counts_the_rows_and_goes_on_after_it_was_killed(self) -> None:
+        master, slave = os.openpty()
+        process = subprocess.Popen(
+            self.command, stdout=subprocess.DEVNULL, stderr=slave, env={**os.environ, **ENVIRON}
+        )
+        os.close(slave)
+        seen = b""
+        while not re.search(rb"auth_logs row [1-9][0-9,]*000 of 300,000", seen):
+            seen += os.read(master, 65_536)
+        process.kill()
+        process.wait(60)
+        os.close(master)
+        self.assertEqual(self.counts(), (1, 0, 0))  # the keys come last
+        code, out, err = in_a_pipe(*self.command)
+        self.assertEqual(code, 0, err)
+        self.assertIn(f"auth_logs\t{MOVED}\n", out)
+        self.assertEqual(self.counts(), (1, MOVED, 2))
+
+    def counts(self) -> tuple[int, ...]:
+        with contextlib.closing(sqlite3.connect(self.target)) as connection:
+            sql = "SELECT count(*) FROM {}"
+            return tuple(
+                connection.execute(sql.format(table)).fetchone()[0]
+                for table in ("users", "auth_logs", "keys")
+            )
 
 
 @unittest.skipUnless(hasattr(os, "openpty"), "no terminals of that kind here")
