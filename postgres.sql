@@ -77,7 +77,7 @@ CREATE TRIGGER keys_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON keys
 
 -- Makes the partitions for the month of `moment` and the next one, and drops those that end before
 -- `oldest`; both are times as the log holds them. A lock that is not free at once is left for the
--- next call.
+-- next call. Rows of auth_logs_else are looked through each time that one is made, so it is best empty.
 CREATE FUNCTION keep_partitions(moment text, oldest text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     month date;
@@ -92,19 +92,22 @@ BEGIN
             EXECUTE format(
                 'CREATE TABLE %I PARTITION OF auth_logs FOR VALUES FROM (%L) TO (%L)', partition,
                 to_char(month, 'YYYY-MM'), to_char(month + interval '1 month', 'YYYY-MM'));
-        EXCEPTION WHEN check_violation OR lock_not_available THEN
-            NULL;  -- rows of this month are in auth_logs_else already, or somebody reads for long
+        EXCEPTION WHEN check_violation OR lock_not_available OR query_canceled THEN
+            NULL;  -- rows of this month are in auth_logs_else, or many others, or somebody reads long
         END;
     END LOOP;
     FOR partition IN
-        SELECT relname FROM pg_class JOIN pg_inherits ON inhrelid = pg_class.oid
+        SELECT pg_class.oid::regclass FROM pg_class JOIN pg_inherits ON inhrelid = pg_class.oid
         WHERE inhparent = 'auth_logs'::regclass AND relname ~ '^auth_logs_[0-9]{4}_[0-9]{2}$'
         AND to_char(to_date(substr(relname, 11), 'YYYY_MM') + interval '1 month', 'YYYY-MM') <= oldest
     LOOP
         BEGIN
-            EXECUTE format('DROP TABLE %I', partition);
+            EXECUTE 'DROP TABLE ' || partition;  -- as regclass gives it: qualified, quoted
         EXCEPTION WHEN lock_not_available THEN
             NULL;
         END;
     END LOOP;
 END$$;
+
+-- Else the attempts of the first second would keep this month in auth_logs_else.
+SELECT keep_partitions(utc_now(), '');

@@ -135,10 +135,13 @@ class Session:
             # A COMMIT that was not confirmed is known by its warning, whatever the role leaves out.
             "SELECT set_config('client_min_messages', 'warning', false), "
             "set_config('statement_timeout', %s, false), "
-            "set_config('lock_timeout', %s, false), set_config('synchronous_commit', CASE "
+            "set_config('lock_timeout', %s, false), "
+            # A server that stands still within a transaction holds nobody up for longer.
+            "set_config('idle_in_transaction_session_timeout', %s, false), "
+            "set_config('synchronous_commit', CASE "
             "WHEN current_setting('synchronous_commit') IN ('off', 'local') THEN 'on' "
             "ELSE current_setting('synchronous_commit') END, false)",
-            (bound, bound),
+            (bound, bound, bound),
         )
         self.timeline: int = link.execute(TIMELINE).fetchall()[0][0]
 

@@ -193,6 +193,26 @@ class Waiting(OnAPrimary):
         self.end_sessions()
         self.engine.probe()
 
+    def test_a_server_that_stands_still_in_a_transaction_holds_others_up_for_a_bounded_time(self):
+        begun, go = threading.Event(), threading.Event()
+
+        def stand_still(connection: Connection) -> None:
+            connection.execute("INSERT INTO account_names VALUES (?, NULL)", ("a",))
+            begun.set()
+            self.assertTrue(go.wait(60))
+
+        other = self.open_engine(seconds=1.0)
+        with ThreadPoolExecutor(1) as pool:
+            still = pool.submit(self.engine.write, stand_still)
+            self.assertTrue(begun.wait(60))
+            try:
+                job = partial(execute, "INSERT INTO account_names VALUES (?, NULL)", "b")
+                wait_until("others work", lambda: not raises(Unavailable, other.write, job))
+            finally:
+                go.set()
+            self.assertIsInstance(still.exception(60), Unavailable)
+        self.assertEqual(other.read("SELECT folded FROM account_names"), [("b",)])
+
     def test_a_deadlock_is_tried_again(self):
         self.engine.write(lambda c: c.execute("INSERT INTO account_names VALUES ('a'), ('b')"))
         change = "UPDATE account_names SET user_id = 1 WHERE folded = ?"
@@ -272,27 +292,36 @@ class Numbers(OnAPrimary):
                     self.assertEqual(list(log.newer(Wanted(), progress)), [])
                 self.assertEqual(progress.after, second)
 
+    def test_this_month_and_the_next_have_partitions_from_the_start(self):
+        self.open_engine()
+        self.sql("INSERT INTO auth_logs (request_ip) VALUES ('::1')")
+        self.assertEqual(len(self.partitions()), 3)
+        self.assertEqual(self.sql("SELECT count(*) FROM auth_logs_else"), "0")
+
     def test_months_have_partitions_and_old_ones_leave_as_a_whole(self):
         engine = self.open_engine()
-        clock = Clock(1_795_000_000.0)  # 2026-11-18
+        clock = Clock(4_000_000_000.0)  # 2096-10-02
         log = LoginLog(engine, clock)
         log.prune(60 * 86_400)
-        self.assertEqual(self.partitions(), ["2026_11", "2026_12", "else"])
+        self.assertEqual(self.partitions(), ["2096_10", "2096_11", "else"])
+        # A table of that name elsewhere is not ours to drop.
+        self.sql("CREATE SCHEMA keys; CREATE TABLE keys.auth_logs_2096_10(n int)")
         sql = "INSERT INTO auth_logs (request_ip, request_timestamp) VALUES ('::1', ?)"
-        for text in ("2026-11-18 00:00:00", "2026-12-31 23:59:59.999", "1999-01-01 00:00:00"):
+        for text in ("2096-10-18 00:00:00", "2096-11-30 23:59:59.999", "1999-01-01 00:00:00"):
             engine.write(partial(execute, sql, text))
-        clock.advance(100 * 86_400)  # 2027-02-26
+        clock.advance(130 * 86_400)  # 2097-02-09
         log.prune(40 * 86_400)
-        self.assertEqual(self.partitions(), ["2027_02", "2027_03", "else"])
+        self.assertEqual(self.partitions(), ["2097_02", "2097_03", "else"])
         self.assertEqual(engine.read("SELECT count(*) FROM auth_logs"), [(0,)])
+        self.assertEqual(self.sql("SELECT count(*) FROM keys.auth_logs_2096_10"), "0")
 
     def test_rows_that_came_before_their_partition_are_kept(self):
         engine = self.open_engine()
         sql = "INSERT INTO auth_logs (request_ip, request_timestamp) VALUES ('::1', ?)"
-        engine.write(lambda connection: connection.execute(sql, ("2026-11-18 00:00:00",)))
-        log = LoginLog(engine, Clock(1_795_000_000.0))
+        engine.write(lambda connection: connection.execute(sql, ("2096-10-18 00:00:00",)))
+        log = LoginLog(engine, Clock(4_000_000_000.0))
         log.prune(60 * 86_400)
-        self.assertEqual(self.partitions(), ["2026_12", "else"])
+        self.assertEqual(self.partitions(), ["2096_11", "else"])
         self.assertEqual(engine.read("SELECT count(*) FROM auth_logs"), [(1,)])
 
     def partitions(self) -> list[str]:
