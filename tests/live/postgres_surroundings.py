@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+import urllib.request
 from unittest import mock
 
 from jwksd.store.database import CannotOpen, Unavailable
@@ -200,6 +201,68 @@ class ComingAndGoing(postgres.OnAPrimary):
         except Unavailable as error:
             return str(error)
         return ""
+
+
+class APassword(postgres.OnAPrimary):
+    """In the URL of a server and of its operator."""
+
+    def setUp(self):
+        super().setUp()
+        self.password = self.clusters.password
+        self.secret_url = self.url.replace("keys@", f"keys:{self.password}@")
+
+    def test_is_in_no_line_of_a_server_whatever_befalls_it(self):
+        server = Server(
+            *("--port", "0", "--db", self.secret_url, "--argon2", CHEAPEST),
+            environ={"NOT_MY_KEY": SECRET, "PGPASSFILE": "/dev/null"},
+        )
+        self.addCleanup(server.end)
+        self.assertIn(f"database={self.url} ", "".join(server.lines))
+        self.addCleanup(self.sql, "ALTER ROLE keys CONNECTION LIMIT -1")
+        self.sql(
+            "ALTER ROLE keys CONNECTION LIMIT 0; SELECT count(pg_terminate_backend(pid, 9000)) "
+            "FROM pg_stat_activity WHERE usename = 'keys'"
+        )
+        status, answer = server.ask("POST", "/register", {"username": "alice"})
+        self.assertEqual(status, 503)
+        wait_until("it is told", lambda: "too many connections" in "".join(server.lines))
+        self.sql("ALTER ROLE keys CONNECTION LIMIT -1")
+        wait_until("it works again", lambda: "works again" in "".join(server.lines))
+        metrics = urllib.request.urlopen(f"{server.url}/metrics", timeout=10).read().decode()
+        self.assertEqual(server.end(), 0)
+        self.assertNotIn(self.password, "".join(server.lines) + metrics + str(answer))
+
+    def test_is_in_nothing_that_a_command_prints(self):
+        wrong = self.secret_url.replace(self.password, "geheim")
+        odd = self.secret_url.replace("postgresql", "Postgresql")
+        file = str(self.clusters.folder / "of-migrate.db")
+        for words in (
+            ("--db", self.secret_url, "keys", "rotate"),
+            ("--db", self.secret_url, "keys", "list"),
+            ("--db", self.secret_url, "doctor"),
+            ("--db", self.secret_url, "backup", "file"),
+            ("--db", self.secret_url, "users", "reset", "nobody"),
+            ("--db", wrong, "doctor"),
+            ("--db", wrong, "keys", "list"),
+            ("--db", odd, "doctor"),
+            ("migrate", "--from", self.secret_url, "--to", self.secret_url),
+            ("migrate", "--from", odd, "--to", file),
+            ("migrate", "--from", wrong, "--to", file),
+            ("migrate", "--from", self.secret_url, "--to", file),
+        ):
+            with self.subTest(words):
+                done = subprocess.run(
+                    [sys.executable, str(ROOT / "admin.py"), *words],
+                    env={**os.environ, "NOT_MY_KEY": SECRET, "PGPASSFILE": "/dev/null"},
+                    capture_output=True,
+                    text=True,
+                    timeout=60,
+                )
+                printed = done.stdout + done.stderr
+                self.assertNotEqual(printed, "")
+                self.assertNotIn("Traceback", printed)
+                self.assertNotIn(self.password, printed)
+                self.assertNotIn("geheim", printed)
 
 
 class Texts(postgres.OnAPrimary):
