@@ -109,6 +109,30 @@ class Moving(TemporaryFolder):
         with self.assertRaisesRegex(CannotOpen, "row 2 of users holds a text"):
             self.move(self.source, self.open_target())
 
+    def test_refuses_a_number_that_is_none(self):
+        for value in ("abc", 1.5, b"1"):
+            with self.subTest(value=value):
+                sql = "UPDATE auth_logs SET user_id = ? WHERE id = 7"
+                with contextlib.closing(sqlite3.connect(self.path)) as other:
+                    other.execute(sql, (value,))
+                    other.commit()
+                with self.assertRaisesRegex(CannotOpen, "row 7 of auth_logs holds a user_id"):
+                    self.move(self.source, self.open_target())
+
+    def test_brings_rows_with_numbers_below_one(self):
+        sql = "INSERT INTO auth_logs (id, request_ip) VALUES (?, '::1')"
+        rows = [(0,), (-1,), (-(2**63) + 1,)]
+        self.source.write(lambda connection: connection.executemany(sql, rows))
+        target = self.open_target()
+        self.move(self.source, target)
+        found = target.read("SELECT count(*), min(id) FROM auth_logs")
+        self.assertEqual(found, [(2503, -(2**63) + 1)])
+
+    def test_says_so_if_a_row_could_not_be_read(self):
+        cut = mock.patch.object(moving, "pages", lambda source, table: iter(()))
+        with cut, self.assertRaisesRegex(CannotOpen, "users has 3 rows, and 0 could be read"):
+            self.move(self.source, self.open_target())
+
     def test_keeps_others_from_writing_to_the_source(self):
         held: list[str] = []
 

@@ -60,6 +60,8 @@ TEXT = frozenset(
         *("claims", "request_ip", "request_timestamp", "outcome"),
     )
 )
+WHOLE = frozenset(("id", "user_id", "kid", "exp"))
+LEAST = -(2**63)  # another program may have given numbers below zero
 
 
 def move(source: Database, target: Database, moved: Moved) -> None:
@@ -89,8 +91,11 @@ def move_table(source: Connection, target: Database, table: Table, moved: Moved)
                 f"{target.name} has {there} rows in {table.name}, of which there are {count} in "
                 "the source: move to a database that holds nothing else"
             )
-        if not there:
-            copy(source, connection, table, lambda number: moved(table.name, number, count))
+        if there:
+            return
+        copied = copy(source, connection, table, lambda number: moved(table.name, number, count))
+        if copied != count:
+            raise CannotOpen(f"{table.name} has {count} rows, and {copied} could be read")
 
     target.write(write)
     moved(table.name, count, count)
@@ -98,8 +103,8 @@ def move_table(source: Connection, target: Database, table: Table, moved: Moved)
 
 def copy(
     source: Connection, target: Connection, table: Table, copied: Callable[[int], None]
-) -> None:
-    """Write all rows of a table to an empty one; `copied` is told how many were."""
+) -> int:
+    """Write all rows of a table to an empty one; how many, which `copied` is told all along."""
     number = 0
     if table.name == "auth_logs":
         make_months(source, target)
@@ -111,6 +116,7 @@ def copy(
         target.set_last_number(
             table.name, table.number, source.last_number(table.name, table.number)
         )
+    return number
 
 
 def pages(source: Connection, table: Table) -> Iterator[list[Row]]:
@@ -122,7 +128,7 @@ def pages(source: Connection, table: Table) -> Iterator[list[Row]]:
         f"SELECT {number}, {columns} FROM {rows} WHERE {number} > ? "  # noqa: S608
         f"ORDER BY {number} LIMIT {PAGE}"
     )
-    after: int | str = "" if table.number in TEXT else -1
+    after: int | str = "" if table.number in TEXT else LEAST
     while True:
         page = [checked(table, row) for row in source.execute(sql, (after,))]
         if page:
@@ -136,18 +142,23 @@ def checked(table: Table, row: Sequence[Any]) -> Row:
     """A row that any engine can hold: another program may have written it.
 
     Raises:
-        CannotOpen: one of its texts is none.
+        CannotOpen: one of its texts is none, or one of its numbers.
     """
     found = tuple(
         str(value) if name in TEXT and value is not None else value
         for name, value in zip(table.columns, row)
     )
-    for value in found:
-        if isinstance(value, str) and ("\0" in value or not is_utf8(value)):
-            raise CannotOpen(
-                f"row {row[0]!a:.40} of {table.name} holds a text that PostgreSQL cannot: "
-                "another program wrote it; change or delete it first"
-            )
+    for name, value in zip(table.columns, found):
+        if name in WHOLE and not isinstance(value, (int, type(None))):
+            what = f"{name} that is no whole number"
+        elif isinstance(value, str) and ("\0" in value or not is_utf8(value)):
+            what = "text that PostgreSQL cannot"
+        else:
+            continue
+        raise CannotOpen(
+            f"row {row[0]!a:.40} of {table.name} holds a {what}: "
+            "another program wrote it; change or delete it first"
+        )
     return found
 
 

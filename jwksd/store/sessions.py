@@ -40,7 +40,7 @@ UNREADABLE = (
     "--db is no URL of PostgreSQL: postgresql://USER@HOST:PORT/NAME is one; in a user or a "
     "password write @ as %40, / as %2F, ? as %3F, : as %3A and % as %25"
 )
-BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 TIMELINE = "SELECT ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint"
 
 

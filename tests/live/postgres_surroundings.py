@@ -184,6 +184,16 @@ class ComingAndGoing(postgres.OnAPrimary):
         self.sql("ALTER ROLE keys CONNECTION LIMIT -1")
         wait_until("it works again", lambda: not postgres.raises(Unavailable, engine.probe))
 
+    def test_a_primary_that_was_made_read_only_is_obeyed(self):
+        """As operators fence one off: sessions that are there already learn of it too."""
+        engine = self.open_engine()
+        engine.probe()
+        self.addCleanup(self.primary.configure)
+        self.primary.configure(default_transaction_read_only="on")
+        wait_until("it is obeyed", lambda: postgres.raises(Unavailable, engine.probe))
+        self.primary.configure()
+        wait_until("it works again", lambda: not postgres.raises(Unavailable, engine.probe))
+
     def test_a_database_that_was_dropped_is_unavailable_and_its_successor_without_tables_too(self):
         engine = self.open_engine()
         engine.watch(lambda: None)
