@@ -75,7 +75,7 @@ class EveryTwoSeconds(postgres.OnAPrimary):
             done.set()
             for client in clients:
                 client.join(60)
-        self.assertEqual(set(self.others) - {(503, "database_unavailable")}, set())
+        self.assertLessEqual({status for status, _ in self.others}, {503}, self.others)
         self.assertGreater(len({token.kid for token in self.tokens}), 5)
         self.check_documents()
         self.check_table()
