@@ -3,7 +3,7 @@
     python -m bench.page [--quick] [--only SECTION ...]     measure, then write
     python -m bench.page --write                            write again what was measured
 
-    bench.throughput, bench.auth --> docs/pictures/figures.json --> docs/performance.md, SVGs
+    bench.throughput, bench.auth --> docs/figures.json --> docs/performance.md, SVGs
 
 A section that is measured again replaces its own figures, and says of which commit they are. The
 page's prose is written by hand; tables stand between `<!-- figures: NAME -->` and `<!-- end -->`.
@@ -181,7 +181,7 @@ def filled(page: str, found: Mapping[str, Any]) -> str:
 
 def measured(wanted: Sequence[str], quick: bool, found: dict[str, Any]) -> None:
     """Measure these sections, and keep each as soon as it is there."""
-    seconds, rounds = (0.5, 1) if quick else (2.0, 4)
+    seconds, rounds = (1, 1) if quick else (2, 4)
     servers = [name for name in throughput.SERVERS if name != throughput.others.OTHER_TREE]
     of_throughput = [title for title in wanted if title not in LOGINS]
     if of_throughput:

@@ -122,14 +122,14 @@ def started(name: str, folder: Path, tls: str) -> Iterator[serving.Process]:
         yield process
 
 
-def load(process: int, port: int, scenario: Load, seconds: float, folder: Path) -> Figure:
+def load(process: int, port: int, scenario: Load, seconds: int, folder: Path) -> Figure:
     """One round of wrk, or of ab."""
     scheme = "https" if scenario.tls else "http"
     url = f"{scheme}://127.0.0.1:{port}{others.PATH}"
     if scenario.full:
-        words = ["ab", "-q", "-t", f"{seconds:g}", "-n", "1000000", "-c", f"{scenario.connections}"]
+        words = ["ab", "-q", "-t", f"{seconds}", "-n", "1000000", "-c", f"{scenario.connections}"]
     else:
-        words = ["wrk", "-t1", f"-c{scenario.connections}", f"-d{seconds:g}s", "--timeout", "10s",
+        words = ["wrk", "-t1", f"-c{scenario.connections}", f"-d{seconds}s", "--timeout", "10s",
                  "--latency"]  # fmt: skip
         words += [str(folder / "pipeline.lua") if o == "PIPELINE" else o for o in scenario.options]
     before = serving.cpu_seconds(process)
@@ -196,7 +196,7 @@ def slow_readers(process: int, port: int, count: int) -> Iterator[None]:
 
 
 def run(
-    scenario: Load, names: Sequence[str], seconds: float, rounds: int, folder: Path
+    scenario: Load, names: Sequence[str], seconds: int, rounds: int, folder: Path
 ) -> dict[str, Row]:
     """What one scenario came to, by server."""
     figures: dict[str, list[Figure]] = {}
@@ -215,8 +215,9 @@ def run(
                 try:
                     with slow_readers(process_id, port, scenario.slow_readers):
                         figures[name].append(load(process_id, port, scenario, seconds, folder))
-                except (OSError, subprocess.CalledProcessError):
-                    print(f"{name} has crashed; left out\n", file=sys.stderr)
+                except (OSError, subprocess.CalledProcessError) as error:
+                    why = getattr(error, "stderr", "") or error
+                    print(f"{name} is left out: {why}\n", file=sys.stderr)
                     del running[name], figures[name]
     return {name: best_of(found) for name, found in figures.items()}
 
@@ -289,7 +290,7 @@ def prepare(folder: Path) -> None:
 
 
 def measure(
-    title: str, names: Sequence[str], seconds: float, rounds: int, folder: Path
+    title: str, names: Sequence[str], seconds: int, rounds: int, folder: Path
 ) -> dict[str, Row]:
     """The figures of a scenario, by server; times in milliseconds, the processor's in us."""
     if title == IDLE_SCENARIO:
@@ -310,7 +311,7 @@ def table(rows: Mapping[str, Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=2)
+    parser.add_argument("--seconds", type=int, default=2)  # wrk takes no fractions
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument(
         "--only", nargs="+", choices=[*SCENARIOS, IDLE_SCENARIO], metavar="SCENARIO"
