@@ -13,7 +13,8 @@ The bare figure is that of as many threads as there are cores, in this process. 
 (one process each; 8, 16 and 64 kept connections) share the same cores, so that what the loader
 spends counts against the server. Every round takes a bare figure, then the server's, then a bare
 one again; printed are medians of the rounds, and the ratio of each round to its own two bare
-figures. With --tree, our server of another folder takes turns with this one.
+figures. Before that, a token of each server is verified against its key set; in each round, its
+log on disk must gain a row for each answer. With --tree, our server of another folder takes turns with this one.
 
 On a machine that is busy with other things, the ratio to the bare figure says little, because more
 processes get a larger share of it. The ratio of processor times still does: how much of what server
@@ -24,15 +25,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import multiprocessing
 import os
 import shutil
+import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import inf
 from pathlib import Path
@@ -42,6 +46,7 @@ import argon2
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
+import jwt_minimal
 from bench.loader import Answers, Load, percentile, post
 from bench.serving import ROOT, Process, free_port, serving, started
 
@@ -116,13 +121,12 @@ def built(folder: Path) -> dict[str, list[str]]:
 
 
 @contextlib.contextmanager
-def peer(words: list[str], folder: Path, *, forget: bool) -> Iterator[Process]:
+def peer(words: list[str], database: Path, *, forget: bool) -> Iterator[Process]:
     """One of the others, on a new database."""
     port = free_port()
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        words = [*words, str(port), str(Path(place, "peer.db")), *(["forget"] if forget else [])]
-        with started(words, port=port) as process:
-            yield process
+    words = [*words, str(port), str(database), *(["forget"] if forget else [])]
+    with started(words, port=port) as process:
+        yield process
 
 
 def loaded(port: int, requests: list[bytes], clients: int) -> tuple[Answers, float]:
@@ -140,27 +144,46 @@ def run_load(
 
 
 class Contender(NamedTuple):
-    """A server and the logins that it is sent."""
+    """A server, its database, and the logins that it is sent."""
 
     process: Process
+    database: Path
     requests: list[bytes]
 
+    def logged(self) -> int:
+        """The attempts in its log."""
+        uri = f"file:{self.database}?mode=ro"
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=30)) as reader:
+            return int(reader.execute("SELECT count(*) FROM auth_logs").fetchone()[0])
 
-def contender(process: Process) -> Contender:
+
+def contender(process: Process, database: Path) -> Contender:
     """A server with accounts, of which it remembers the passwords from here on if it does so."""
-    requests = [
-        post("/auth", {"username": f"u{n}", "password": process.register(f"u{n}")})
-        for n in range(USERS)
+    accounts = [
+        {"username": f"u{n}", "password": process.register(f"u{n}")} for n in range(USERS)
     ]
+    check_token(process.port, accounts[0])
+    requests = [post("/auth", account) for account in accounts]
     run_load(process.port, requests, max(CLIENTS), 0.5)  # every thread of the server is there then
-    return Contender(process, requests)
+    return Contender(process, database, requests)
+
+
+def check_token(port: int, account: dict[str, str]) -> None:
+    """`InvalidToken` unless a login's token is that account's and the key set verifies it."""
+    base, body = f"http://127.0.0.1:{port}", json.dumps(account).encode()
+    login = urllib.request.Request(f"{base}/auth", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(login, timeout=30) as answer:
+        token = json.load(answer)["token"]
+    with urllib.request.urlopen(f"{base}/.well-known/jwks.json", timeout=30) as answer:
+        claims = jwt_minimal.decode(token, json.load(answer), leeway=1)
+    if claims["sub"] != account["username"]:
+        raise jwt_minimal.InvalidToken(f"sub is {claims['sub']!r}")
 
 
 def compare(
-    against: Callable[[], object], processes: Mapping[str, Process], rounds: int
+    against: Callable[[], object], contenders: Mapping[str, Contender], rounds: int
 ) -> dict[str, dict[str, list[Figures]]]:
     """By clients and server, the figures of rounds in which both take turns."""
-    contenders = {name: contender(process) for name, process in processes.items()}
     found: dict[str, dict[str, list[Figures]]] = {
         f"{clients}": {name: [] for name in contenders} for clients in CLIENTS
     }
@@ -227,11 +250,14 @@ def one_round(against: Callable[[], object], server: Contender, clients: int) ->
     begin = time.process_time()
     before = rate(against, BARE_SECONDS)
     bare_spent = (time.process_time() - begin) / (before * BARE_SECONDS)
+    rows = server.logged()
     begin = server.process.cpu_seconds()
     answers, loader_spent = loaded(server.process.port, server.requests, clients)
     spent = server.process.cpu_seconds() - begin + loader_spent
     if set(answers.statuses) != {200}:
         print(f"  not every answer was a token: {dict(answers.statuses)}")
+    if server.logged() - rows != len(answers.latencies) + answers.late:
+        print(f"  not every login is in the log: {server.logged() - rows}, {answers.statuses}")
     return Figures(
         rate=answers.rate,
         bare=(before + rate(against, BARE_SECONDS)) / 2,
@@ -255,15 +281,17 @@ def measure(
             ("first login", verify_and_sign, ("--verified-cache", "off")),
         ):
             with contextlib.ExitStack() as stack:
-                running = {
-                    name: stack.enter_context(serving(*flags, tree=tree))
-                    for name, tree in trees.items()
-                }
-                for name in wanted:
-                    if name in peers and (flags or name != STUDENT):
-                        running[name] = stack.enter_context(
-                            peer(peers[name], folder, forget=bool(flags) and name != STUDENT)
-                        )
+                running = {}
+                for name in (*trees, *(name for name in wanted if name in peers)):
+                    if name == STUDENT and not flags:
+                        continue  # a server that remembers nothing has no repeated login
+                    database = Path(tempfile.mkdtemp(dir=folder), "bench.db")
+                    process = stack.enter_context(
+                        serving(*flags, db=database, tree=trees[name])
+                        if name in trees
+                        else peer(peers[name], database, forget=bool(flags))
+                    )
+                    running[name] = contender(process, database)
                 yield title, compare(against, running, rounds)
 
 

@@ -1,4 +1,4 @@
-// The whole of POST /register and POST /auth as a Go programmer writes it, for bench/auth.py:
+// The whole of POST /register, POST /auth and the key set as a Go programmer writes it, for bench/auth.py:
 // net/http, x/crypto/argon2, golang-jwt, go-sqlite3. Logins share a commit, as with ours.
 //
 //	auth PORT DATABASE [forget]
@@ -14,6 +14,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"database/sql"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"log"
@@ -142,6 +143,12 @@ func auth(w http.ResponseWriter, r *http.Request) {
 	answer(w, http.StatusOK, map[string]any{"token": signed, "expires_in": 3600})
 }
 
+func keySet(w http.ResponseWriter, r *http.Request) {
+	n := base64.RawURLEncoding.EncodeToString(key.N.Bytes())
+	answer(w, http.StatusOK, map[string]any{"keys": []map[string]string{
+		{"kty": "RSA", "use": "sig", "alg": "RS256", "kid": "1", "n": n, "e": "AQAB"}}})
+}
+
 func answer(w http.ResponseWriter, status int, document any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
@@ -211,5 +218,6 @@ func main() {
 	go write()
 	http.HandleFunc("/register", register)
 	http.HandleFunc("/auth", auth)
+	http.HandleFunc("/.well-known/jwks.json", keySet)
 	log.Fatal(http.ListenAndServe("127.0.0.1:"+os.Args[1], nil))
 }

@@ -1,4 +1,4 @@
-// The whole of POST /register and POST /auth as a Node programmer writes it, for bench/auth.py:
+// The whole of POST /register, POST /auth and the key set as a Node programmer writes it, for bench/auth.py:
 // node:http, node:crypto on its pool of threads, @node-rs/argon2, libsql. Logins share a commit.
 //
 //     node auth.mjs PORT DATABASE [forget]
@@ -27,7 +27,8 @@ const touchUser = database.prepare("UPDATE users SET last_login = ? WHERE id = ?
 const insertAttempt = database.prepare(
   "INSERT INTO auth_logs (request_ip, request_timestamp, user_id) VALUES (?, ?, ?)",
 );
-const key = generateKeyPairSync("rsa", { modulusLength: 2048 }).privateKey;
+const { privateKey, publicKey } = generateKeyPairSync("rsa", { modulusLength: 2048 });
+const jwk = { ...publicKey.export({ format: "jwk" }), use: "sig", alg: "RS256", kid: "1" };
 const secret = randomBytes(32);
 const cost = { memoryCost: 19456, timeCost: 2, parallelism: 1 };
 const verified = new Map(); // name -> the account, with an HMAC of its password
@@ -90,20 +91,22 @@ async function auth(given, request) {
     iss: `http://${request.headers.host}`, sub: given.username, iat: now, nbf: now,
     exp: now + 3600, jti: randomUUID(),
   })}`;
-  const signature = await signed("sha256", Buffer.from(input), key);
+  const signature = await signed("sha256", Buffer.from(input), privateKey);
   const time = new Date().toISOString().replace("T", " ").slice(0, 23);
   await record({ address: request.socket.remoteAddress, time, account });
   return [200, { token: `${input}.${signature.toString("base64url")}`, expires_in: 3600 }];
 }
 
-const routes = { "/register": register, "/auth": auth };
+const routes = {
+  "/register": register, "/auth": auth, "/.well-known/jwks.json": () => [200, { keys: [jwk] }],
+};
 createServer(async (request, response) => {
   let status = 404, document = { error: "not_found" };
   try {
     const parts = [];
     for await (const part of request) parts.push(part);
     const endpoint = routes[request.url];
-    if (endpoint) [status, document] = await endpoint(JSON.parse(Buffer.concat(parts)), request);
+    if (endpoint) [status, document] = await endpoint(JSON.parse(Buffer.concat(parts).toString() || "{}"), request);
   } catch (error) {
     [status, document] = [500, { error: String(error) }];
   }

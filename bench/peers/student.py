@@ -1,4 +1,4 @@
-"""The whole of POST /register and POST /auth as a student writes it, for bench/auth.py.
+"""The whole of POST /register, POST /auth and the key set as a student writes it, for bench/auth.py.
 
     python student.py PORT DATABASE
 
@@ -30,6 +30,7 @@ CREATE TABLE auth_logs(id INTEGER PRIMARY KEY, request_ip TEXT,
 """
 HASHER = PasswordHasher(2, 19_456, 1)
 KEY = rsa.generate_private_key(65_537, 2048)
+NUMBERS = KEY.public_key().public_numbers()
 
 
 def segment(octets: bytes) -> bytes:
@@ -47,9 +48,19 @@ def token_for(name: str) -> str:
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
+    def do_GET(self) -> None:
+        n, e = (
+            segment(value.to_bytes((value.bit_length() + 7) // 8, "big")).decode()
+            for value in (NUMBERS.n, NUMBERS.e)
+        )
+        key = {"kty": "RSA", "use": "sig", "alg": "RS256", "kid": "1", "n": n, "e": e}
+        self.answer(200, {"keys": [key]})
+
     def do_POST(self) -> None:
         given = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        status, document = self.register(given) if self.path == "/register" else self.auth(given)
+        self.answer(*(self.register(given) if self.path == "/register" else self.auth(given)))
+
+    def answer(self, status: int, document: object) -> None:
         body = json.dumps(document).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
