@@ -14,7 +14,8 @@ The bare figure is that of as many threads as there are cores, in this process. 
 spends counts against the server. Every round takes a bare figure, then the server's, then a bare
 one again; printed are medians of the rounds, and the ratio of each round to its own two bare
 figures. Before that, a token of each server is verified against its key set; in each round, its
-log on disk must gain a row for each answer. With --tree, our server of another folder takes turns with this one.
+log on disk must gain a row for each answer. With --tree, our server of another folder takes turns
+with this one.
 
 On a machine that is busy with other things, the ratio to the bare figure says little, because more
 processes get a larger share of it. The ratio of processor times still does: how much of what server
@@ -159,9 +160,7 @@ class Contender(NamedTuple):
 
 def contender(process: Process, database: Path) -> Contender:
     """A server with accounts, of which it remembers the passwords from here on if it does so."""
-    accounts = [
-        {"username": f"u{n}", "password": process.register(f"u{n}")} for n in range(USERS)
-    ]
+    accounts = [{"username": f"u{n}", "password": process.register(f"u{n}")} for n in range(USERS)]
     check_token(process.port, accounts[0])
     requests = [post("/auth", account) for account in accounts]
     run_load(process.port, requests, max(CLIENTS), 0.5)  # every thread of the server is there then

@@ -122,10 +122,10 @@ def nginx(port: int, folder: Path, files: list[str]) -> list[str] | None:
         f"default_type {value};" if name == "Content-Type" else f"add_header {name} '{value}';"
         for name, value in FIELDS.items()
     )
-    secure = f"ssl_certificate {files[0]}; ssl_certificate_key {files[1]};" if files else ""
-    secure += (
-        " ssl_protocols TLSv1.2 TLSv1.3;" if files else ""
-    )  # as ours and Go; its default is 1.2
+    secure = ""
+    if files:  # of the two versions that ours and Go speak, its default is the older one
+        secure = f"ssl_certificate {files[0]}; ssl_certificate_key {files[1]};"
+        secure += " ssl_protocols TLSv1.2 TLSv1.3;"
     text = NGINX.replace("TLS", " ssl" if files else "").replace("CERTIFICATE", secure)
     text = text.replace("PATH", PATH).replace("FIELDS", fields).replace("PORT", str(port))
     text = text.replace("FOLDER", str(folder)).replace("BODY", (folder / "body").read_text())

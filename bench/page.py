@@ -123,8 +123,8 @@ def grown(sections: Sections) -> str:
     for title in titles:
         cells = [title.split()[0]]
         for name in names:
-            row = sections[title][name]
-            cells += [f"{row['rate']:,}", milliseconds(row["p99"])]
+            row = sections[title].get(name)
+            cells += [f"{row['rate']:,}", milliseconds(row["p99"])] if row else ["", ""]
         rows.append(cells)
     return table(head, rows)
 

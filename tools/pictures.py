@@ -166,18 +166,20 @@ def more_clients() -> str:
         ]
         for number, name in enumerate(names):
             kind = CURVES[number % len(CURVES)]
-            rows = [found[title][name] for title in titles]
-            heights = [252 - 190 * height_of(row) for row in rows]
-            points = "L".join(f"{x:.1f} {y:.1f}" for x, y in zip(places, heights))
+            there = [
+                (x, found[title][name]) for x, title in zip(places, titles) if name in found[title]
+            ]
+            ends = [(x, 252 - 190 * height_of(row)) for x, row in there]
+            points = "L".join(f"{x:.1f} {y:.1f}" for x, y in ends)
             parts.append(f'<path class="{kind}-edge" stroke-width="2.5" d="M{points}"/>')
-            end = f"{rows[-1][key]:,.0f}"
-            parts.append(text(places[-1] + 6, heights[-1] + 5, end, kind))
+            last = f"{there[-1][1][key]:,.0f}"
+            parts.append(text(ends[-1][0] + 6, ends[-1][1] + 5, last, kind))
     parts.append(text(24, 302, "clients, each with a connection that it keeps", "quiet"))
     for number, name in enumerate(names):
         x, kind = 364 + 140 * number, CURVES[number % len(CURVES)]
         parts += [bar(x, 292, 18, 10, kind), text(x + 26, 302, name, kind)]
     title = "How requests a second and the 99th percentile of latency grow with the clients: " + (
-        ", ".join(f"{name} {found[titles[-1]][name]['rate']:,.0f} a second" for name in names)
+        ", ".join(f"{name} {row['rate']:,.0f} a second" for name, row in found[titles[-1]].items())
         + f" with {titles[-1]}"
     )
     return picture(820, 322, title, parts)

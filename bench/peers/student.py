@@ -1,4 +1,4 @@
-"""The whole of POST /register, POST /auth and the key set as a student writes it, for bench/auth.py.
+"""POST /register, POST /auth and the key set as a student writes them, for bench/auth.py.
 
     python student.py PORT DATABASE
 
