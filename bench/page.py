@@ -147,7 +147,14 @@ def machine(found: Mapping[str, Any]) -> str:
     """On what, with what and when it was measured."""
     commits = sorted({f"`{commit}`" for commit in found["commits"].values()})
     versions = ", ".join(f"{name} {text}" for name, text in found["versions"].items())
-    return f"{found['machine']}; {found['date']}; commit {', '.join(commits)}.\n\n{versions}.\n"
+    rough = len(found.get("quick", []))
+    note = (
+        f"\n\n{rough} of {len(found['commits'])} parts were measured with `--quick`: roughly."
+        if rough
+        else ""
+    )
+    first = f"{found['machine']}; {found['date']}; commit {', '.join(commits)}."
+    return f"{first}\n\n{versions}.{note}\n"
 
 
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
@@ -188,18 +195,19 @@ def measured(wanted: Sequence[str], quick: bool, found: dict[str, Any]) -> None:
         with throughput.prepared() as folder:
             for title in of_throughput:
                 rows = throughput.measure(title, servers, seconds, rounds, folder)
-                keep(found, title, rows)
+                keep(found, title, rows, quick)
                 print(f"\n{title}: the first column is what ours is of each", flush=True)
                 print(throughput.table(rows), flush=True)
     if set(wanted) & set(LOGINS):
         for title, by_clients in auth.measure(auth.SERVERS, 1 if quick else 5):
             auth.report(title, by_clients)
             for clients, figures in by_clients.items():
-                keep(found, f"{title}, {clients} clients", auth.rows_of(figures))
+                keep(found, f"{title}, {clients} clients", auth.rows_of(figures), quick)
 
 
-def keep(found: dict[str, Any], title: str, rows: Rows) -> None:
+def keep(found: dict[str, Any], title: str, rows: Rows, quick: bool) -> None:
     found["sections"][title] = rows
+    found["quick"] = sorted({*found.get("quick", []), title} - (set() if quick else {title}))
     found["commits"][title] = commit()
     found["machine"], found["versions"] = processor(), versions()
     found["date"] = datetime.date.today().isoformat()

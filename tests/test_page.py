@@ -16,7 +16,7 @@ FIGURES = json.loads(pictures.FIGURES.read_text("utf-8"))
 class ThePage(unittest.TestCase):
     def test_is_what_the_program_makes_of_the_committed_figures(self):
         again = page.filled(TEXT, FIGURES)
-        self.assertTrue(TEXT == again, "run python -m bench.page --write")
+        self.assertTrue(again == TEXT, "run python -m bench.page --write")
 
     def test_has_one_place_for_each_table(self):
         places = [name for _, name, _ in page.MARKED.findall(TEXT)]
@@ -35,6 +35,11 @@ class ThePage(unittest.TestCase):
         self.assertEqual(set(FIGURES["commits"]), set(FIGURES["sections"]))
         for commit in FIGURES["commits"].values():
             self.assertIn(f"`{commit}`", TEXT)
+
+    def test_says_which_share_was_measured_only_roughly(self):
+        for quick in ([], ["32 connections"]):
+            said = "--quick" in page.machine({**FIGURES, "quick": quick})
+            self.assertEqual(said, bool(quick))
 
 
 class ATable(unittest.TestCase):
