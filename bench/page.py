@@ -78,12 +78,12 @@ def served(rows: Rows) -> str:
     )  # fmt: skip
 
 
-def side_by_side(sections: Sections, titles: Sequence[str]) -> str:
-    """Servers by rate, ratio and processor in several scenarios."""
+def side_by_side(sections: Sections, titles: Sequence[str], last: str = "processor") -> str:
+    """Servers by rate, ratio and processor or p99 in several scenarios."""
     names = list(dict.fromkeys(name for title in titles for name in sections[title]))
     head = ["server"]
     for title in titles:
-        head += [f"{title}: requests/s", "ours is", "processor"]
+        head += [f"{title}: requests/s", "ours is", last]
     rows = []
     for name in names:
         cells = [shown(name)]
@@ -95,7 +95,7 @@ def side_by_side(sections: Sections, titles: Sequence[str]) -> str:
                 else [
                     f"{row['rate']:,}",
                     ratio(sections[title], name),
-                    f"{row['processor']:.1f} µs",
+                    milliseconds(row["p99"]) if last == "p99" else f"{row['processor']:.1f} µs",
                 ]
             )
         rows.append(cells)
@@ -160,7 +160,9 @@ def machine(found: Mapping[str, Any]) -> str:
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "machine": machine,
     "kept": lambda found: served(found["sections"]["32 connections"]),
-    "many": lambda found: side_by_side(found["sections"], ("256 connections", "1,000 connections")),
+    "many": lambda found: side_by_side(
+        found["sections"], ("256 connections", "1,000 connections"), "p99"
+    ),
     "one": lambda found: side_by_side(found["sections"], ("1 connection", "pipelined, 16 at once")),
     "each": lambda found: served(found["sections"]["a connection per request"]),
     "growing": lambda found: grown(found["sections"]),

@@ -164,6 +164,7 @@ def more_clients() -> str:
         parts += [
             text(x, 272, title.split()[0], "quiet", "middle") for x, title in zip(places, titles)
         ]
+        labels: list[tuple[float, float, str, str]] = []
         for number, name in enumerate(names):
             kind = CURVES[number % len(CURVES)]
             there = [
@@ -173,7 +174,11 @@ def more_clients() -> str:
             points = "L".join(f"{x:.1f} {y:.1f}" for x, y in ends)
             parts.append(f'<path class="{kind}-edge" stroke-width="2.5" d="M{points}"/>')
             last = f"{there[-1][1][key]:,.0f}"
-            parts.append(text(ends[-1][0] + 6, ends[-1][1] + 5, last, kind))
+            labels.append((ends[-1][1] + 5, ends[-1][0] + 6, last, kind))
+        lowest = 0.0
+        for y, x, last, kind in sorted(labels):
+            lowest = max(y, lowest + 15)  # one line below the other
+            parts.append(text(x, lowest, last, kind))
     parts.append(text(24, 302, "clients, each with a connection that it keeps", "quiet"))
     for number, name in enumerate(names):
         x, kind = 364 + 140 * number, CURVES[number % len(CURVES)]
