@@ -1,16 +1,21 @@
-"""Logins a second, beside the bare cryptography that a login consists of.
+"""Logins a second, beside the bare cryptography that a login consists of, and beside other servers.
 
-    python -m bench.auth [--rounds 9] [--tree DIR]
+    python -m bench.auth [--rounds 9] [--tree DIR] [--servers NAME ...]
 
     repeated login   the same credentials again, beside RSA-2048 signatures and nothing else
     first login      `--verified-cache off`, beside one Argon2id verification and one signature
-    Flask            an application of a page that does what a first login does (if Flask is there)
+
+The others (bench/peers) do all of /register and /auth on a database of their own: Go and Node as
+ours does, with remembered passwords and shared commits; `ThreadingHTTPServer` as a student writes
+it, who remembers nothing. What is not installed is left out.
 
 The bare figure is that of as many threads as there are cores, in this process. Server and loader
 (one process each; 8, 16 and 64 kept connections) share the same cores, so that what the loader
 spends counts against the server. Every round takes a bare figure, then the server's, then a bare
 one again; printed are medians of the rounds, and the ratio of each round to its own two bare
-figures. With --tree, our server of another folder takes turns with this one.
+figures. Before that, a token of each server is verified against its key set; in each round, its
+log on disk must gain a row for each answer. With --tree, our server of another folder takes turns
+with this one.
 
 On a machine that is busy with other things, the ratio to the bare figure says little, because more
 processes get a larger share of it. The ratio of processor times still does: how much of what server
@@ -21,16 +26,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
+import json
 import multiprocessing
 import os
-import re
+import shutil
+import sqlite3
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,58 +47,22 @@ import argon2
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
+import jwt_minimal
 from bench.loader import Answers, Load, percentile, post
-from bench.serving import ROOT, Process, serving, started
+from bench.serving import ROOT, Process, free_port, serving, started
 
 CLIENTS = (8, 16, 64)  # DESIGN §4
 USERS = 16
 BARE_SECONDS = 0.5  # on either side of
 LOAD_SECONDS = 1.5
 CORES = os.cpu_count() or 1
-FLASK_APP = """
-import sqlite3, sys, time, uuid
-import jwt
-from argon2 import PasswordHasher
-from argon2.exceptions import VerifyMismatchError
-from cryptography.hazmat.primitives.asymmetric import rsa
-from flask import Flask, jsonify, request
-path = sys.argv[1]
-db = sqlite3.connect(path)
-db.execute("CREATE TABLE users(id INTEGER PRIMARY KEY, username TEXT UNIQUE, password_hash TEXT)")
-db.execute("CREATE TABLE auth_logs(id INTEGER PRIMARY KEY, request_ip TEXT, "
-           "request_timestamp TIMESTAMP DEFAULT CURRENT_TIMESTAMP, user_id INTEGER)")
-db.commit()
-hasher = PasswordHasher(2, 19456, 1)
-key = rsa.generate_private_key(65537, 2048)
-app = Flask(__name__)
-@app.post("/register")
-def register():
-    password = str(uuid.uuid4())
-    with sqlite3.connect(path) as db:
-        db.execute("INSERT INTO users (username, password_hash) VALUES (?, ?)",
-                   (request.json["username"], hasher.hash(password)))
-    return jsonify(password=password), 201
-@app.post("/auth")
-def auth():
-    db = sqlite3.connect(path)
-    row = db.execute("SELECT id, password_hash FROM users WHERE username = ?",
-                     (request.json["username"],)).fetchone()
-    try:
-        hasher.verify(row[1], request.json["password"])
-    except VerifyMismatchError:
-        return jsonify(error="no"), 401
-    token = jwt.encode({"sub": request.json["username"], "exp": int(time.time()) + 3600}, key,
-                       "RS256", headers={"kid": "1"})
-    db.execute("INSERT INTO auth_logs (request_ip, user_id) VALUES (?, ?)",
-               (request.remote_addr, row[0]))
-    db.commit()
-    db.close()
-    return jsonify(token=token)
-import flask.cli
-flask.cli.show_server_banner = lambda *ignored: None
-app.run("127.0.0.1", 0, threaded=True)
-"""
-FLASK_READY = re.compile(r"Running on http://127\.0\.0\.1:([0-9]+)")
+PEERS = Path(__file__).parent / "peers"
+NODE_PACKAGES = ("libsql", "@node-rs/argon2")
+GO = {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode"}  # where Debian has the packages
+OTHER_TREE = "the other tree"
+GO_SERVER, NODE, STUDENT = "Go", "Node", "ThreadingHTTPServer"
+SERVERS = ("ours", OTHER_TREE, GO_SERVER, NODE, STUDENT)
+Row = dict[str, float]
 
 
 def rate(function: Callable[[], object], seconds: float) -> float:
@@ -127,12 +100,34 @@ def bare() -> tuple[Callable[[], object], Callable[[], object]]:
     return sign, verify_and_sign
 
 
+def built(folder: Path) -> dict[str, list[str]]:
+    """What starts each of the others that can be had here; a port and a database come behind it."""
+    found = {STUDENT: [sys.executable, str(PEERS / "student.py")]}
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        words = ["go", "build", "-tags", "libsqlite3", "-o", str(folder / "auth")]
+        subprocess.run(
+            [*words, str(PEERS / "auth.go")], check=True, capture_output=True,
+            env={**os.environ, **GO, "GOCACHE": str(folder / "cache")},
+        )  # fmt: skip
+        found[GO_SERVER] = [str(folder / "auth")]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        (folder / "package.json").write_text("{}")
+        subprocess.run(
+            ["npm", "install", "--silent", *NODE_PACKAGES], check=True, cwd=folder,
+            capture_output=True,
+        )  # fmt: skip
+        shutil.copy(PEERS / "auth.mjs", folder)
+        found[NODE] = ["node", str(folder / "auth.mjs")]
+    return found
+
+
 @contextlib.contextmanager
-def flask() -> Iterator[Process]:
-    with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-c", FLASK_APP, str(Path(folder, "flask.db"))]
-        with started(words, ready=FLASK_READY) as process:
-            yield process
+def peer(words: list[str], database: Path, *, forget: bool) -> Iterator[Process]:
+    """One of the others, on a new database."""
+    port = free_port()
+    words = [*words, str(port), str(database), *(["forget"] if forget else [])]
+    with started(words, port=port) as process:
+        yield process
 
 
 def loaded(port: int, requests: list[bytes], clients: int) -> tuple[Answers, float]:
@@ -150,45 +145,82 @@ def run_load(
 
 
 class Contender(NamedTuple):
-    """A server and the logins that it is sent."""
+    """A server, its database, and the logins that it is sent."""
 
     process: Process
+    database: Path
     requests: list[bytes]
 
+    def logged(self) -> int:
+        """The attempts in its log."""
+        uri = f"file:{self.database}?mode=ro"
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=30)) as reader:
+            return int(reader.execute("SELECT count(*) FROM auth_logs").fetchone()[0])
 
-def contender(process: Process) -> Contender:
+
+def contender(process: Process, database: Path) -> Contender:
     """A server with accounts, of which it remembers the passwords from here on if it does so."""
-    requests = [
-        post("/auth", {"username": f"u{n}", "password": process.register(f"u{n}")})
-        for n in range(USERS)
-    ]
+    accounts = [{"username": f"u{n}", "password": process.register(f"u{n}")} for n in range(USERS)]
+    check_token(process.port, accounts[0])
+    requests = [post("/auth", account) for account in accounts]
     run_load(process.port, requests, max(CLIENTS), 0.5)  # every thread of the server is there then
-    return Contender(process, requests)
+    return Contender(process, database, requests)
+
+
+def check_token(port: int, account: dict[str, str]) -> None:
+    """`InvalidToken` unless a login's token is that account's and the key set verifies it."""
+    base, body = f"http://127.0.0.1:{port}", json.dumps(account).encode()
+    login = urllib.request.Request(f"{base}/auth", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(login, timeout=30) as answer:
+        token = json.load(answer)["token"]
+    with urllib.request.urlopen(f"{base}/.well-known/jwks.json", timeout=30) as answer:
+        claims = jwt_minimal.decode(token, json.load(answer), leeway=1)
+    if claims["sub"] != account["username"]:
+        raise jwt_minimal.InvalidToken(f"sub is {claims['sub']!r}")
 
 
 def compare(
-    title: str, against: Callable[[], object], processes: Mapping[str, Process], rounds: int
-) -> None:
-    """Print the figures of some rounds, in which numbers of clients and servers take turns."""
-    contenders = {name: contender(process) for name, process in processes.items()}
-    found: dict[tuple[int, str], list[Figures]] = {}
+    against: Callable[[], object], contenders: Mapping[str, Contender], rounds: int
+) -> dict[str, dict[str, list[Figures]]]:
+    """By clients and server, the figures of rounds in which both take turns."""
+    found: dict[str, dict[str, list[Figures]]] = {
+        f"{clients}": {name: [] for name in contenders} for clients in CLIENTS
+    }
     for number in range(rounds):
         order = list(contenders) if number % 2 == 0 else list(reversed(list(contenders)))
         for clients in CLIENTS:
             for name in order:
                 figures = one_round(against, contenders[name], clients)
-                found.setdefault((clients, name), []).append(figures)
-    for (clients, name), rows in sorted(found.items()):
-        print(f"{title}, {clients:2} clients, {name:10}  {summary(rows)}", flush=True)
-    for clients in CLIENTS if len(contenders) == 2 else ():
-        ours, other = (found[clients, name] for name in contenders)
-        ratios = [one.rate / two.rate for one, two in zip(ours, other)]
-        best = max(one.rate for one in ours) / max(two.rate for two in other)
-        print(
-            f"{title}, {clients:2} clients: this tree is {statistics.median(ratios):.3f} x the "
-            f"other (median of the rounds; {min(ratios):.2f} to {max(ratios):.2f}), by the best "
-            f"rounds {best:.3f} x"
-        )
+                found[f"{clients}"][name].append(figures)
+    return found
+
+
+def report(title: str, found: Mapping[str, Mapping[str, list[Figures]]]) -> None:
+    for clients, by_name in found.items():
+        ours = by_name["ours"]
+        for name, rows in by_name.items():
+            ratios = [one.rate / two.rate for one, two in zip(ours, rows)]
+            print(
+                f"{title}, {clients:>2} clients, {name:19} {summary(rows)}, ours is "
+                f"{statistics.median(ratios):.3f} x ({min(ratios):.2f} to {max(ratios):.2f})"
+            )
+
+
+def rows_of(found: Mapping[str, list[Figures]]) -> dict[str, Row]:
+    """Medians: logins a second, ratios, p99 in ms, processor in us; by server."""
+    return {
+        name: {
+            "rate": round(statistics.median(row.rate for row in rows)),
+            "ratio": round(statistics.median(row.rate / row.bare for row in rows), 2),
+            "ours": round(
+                statistics.median(one.rate / two.rate for one, two in zip(found["ours"], rows)), 2
+            ),
+            "p99": round(statistics.median(row.p99 for row in rows) * 1000, 1),
+            "processor": round(statistics.median(row.spent for row in rows) * 1e6),
+            "bare": round(statistics.median(row.bare_spent for row in rows) * 1e6),
+        }
+        for name, rows in found.items()
+    }
 
 
 class Figures(NamedTuple):
@@ -217,43 +249,61 @@ def one_round(against: Callable[[], object], server: Contender, clients: int) ->
     begin = time.process_time()
     before = rate(against, BARE_SECONDS)
     bare_spent = (time.process_time() - begin) / (before * BARE_SECONDS)
+    rows = server.logged()
     begin = server.process.cpu_seconds()
     answers, loader_spent = loaded(server.process.port, server.requests, clients)
     spent = server.process.cpu_seconds() - begin + loader_spent
     if set(answers.statuses) != {200}:
         print(f"  not every answer was a token: {dict(answers.statuses)}")
+    if server.logged() - rows != len(answers.latencies) + answers.late:
+        print(f"  not every login is in the log: {server.logged() - rows}, {answers.statuses}")
     return Figures(
         rate=answers.rate,
         bare=(before + rate(against, BARE_SECONDS)) / 2,
-        p99=percentile(answers.latencies, 0.99),
+        p99=percentile(answers.latencies or [inf], 0.99),
         spent=spent / (len(answers.latencies) + answers.late),
         bare_spent=bare_spent,
     )
+
+
+def measure(
+    wanted: Sequence[str], rounds: int, other: Path | None = None
+) -> Iterator[tuple[str, dict[str, dict[str, list[Figures]]]]]:
+    """Title and figures of repeated, then of first logins."""
+    sign, verify_and_sign = bare()
+    with tempfile.TemporaryDirectory(prefix="jwks-bench-") as name:
+        folder = Path(name)
+        peers = built(folder) if set(wanted) - {"ours", OTHER_TREE} else {}
+        trees = {"ours": ROOT, **({OTHER_TREE: other} if other else {})}
+        for title, against, flags in (
+            ("repeated login", sign, ()),
+            ("first login", verify_and_sign, ("--verified-cache", "off")),
+        ):
+            with contextlib.ExitStack() as stack:
+                running = {}
+                for name in (*trees, *(name for name in wanted if name in peers)):
+                    if name == STUDENT and not flags:
+                        continue  # a server that remembers nothing has no repeated login
+                    database = Path(tempfile.mkdtemp(dir=folder), "bench.db")
+                    process = stack.enter_context(
+                        serving(*flags, db=database, tree=trees[name])
+                        if name in trees
+                        else peer(peers[name], database, forget=bool(flags))
+                    )
+                    running[name] = contender(process, database)
+                yield title, compare(against, running, rounds)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tree", type=Path, metavar="DIR", help="another version of ours")
+    parser.add_argument("--servers", nargs="+", choices=SERVERS, default=SERVERS, metavar="NAME")
     options = parser.parse_args()
-    trees = {"this tree": ROOT}
-    if options.tree:
-        trees["other tree"] = options.tree.resolve()
-    sign, verify_and_sign = bare()
     print(f"{CORES} cores, Python {sys.version.split()[0]}, medians of {options.rounds} rounds")
-    for title, against, flags in (
-        ("repeated login", sign, ()),
-        ("first login", verify_and_sign, ("--verified-cache", "off")),
-    ):
-        with contextlib.ExitStack() as stack:
-            processes = {
-                name: stack.enter_context(serving(*flags, tree=tree))
-                for name, tree in trees.items()
-            }
-            compare(title, against, processes, options.rounds)
-    if importlib.util.find_spec("flask") and importlib.util.find_spec("jwt"):
-        with flask() as process:
-            compare("first login", verify_and_sign, {"Flask": process}, options.rounds)
+    tree = options.tree.resolve() if options.tree else None
+    for title, found in measure(options.servers, options.rounds, tree):
+        report(title, found)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from typing import Any
 from bench import serving
 
 OTHER_TREE = "ours, the other tree"
+# What OpenSSL is told to make the key of a certificate.
+TLS = {"ecdsa": ("ec", "-pkeyopt", "ec_paramgen_curve:P-256"), "rsa": ("rsa:2048",)}
 TREES: dict[str, Path | None] = {OTHER_TREE: None}  # where that is, if it takes part
 PATH = "/.well-known/jwks.json"
 FIELDS = {
@@ -75,12 +77,12 @@ http {
 """
 
 
-def command(name: str, port: int, folder: Path, tls: bool = False) -> list[str] | None:
+def command(name: str, port: int, folder: Path, tls: str = "") -> list[str] | None:
     """How to start it on this port; None if it is not installed, or does no TLS here.
 
-    `folder` has the body in `body`, and for TLS `cert.pem` and `key.pem`.
+    `folder` has the body in `body`, and certificates for the kinds of keys in `TLS`.
     """
-    files = [str(folder / "cert.pem"), str(folder / "key.pem")] if tls else []
+    files = [str(folder / f"{tls}.crt"), str(folder / f"{tls}.key")] if tls else []
     if name.startswith("ours"):
         return ours(name, port, folder, files)
     if name == "Go net/http":
@@ -120,7 +122,10 @@ def nginx(port: int, folder: Path, files: list[str]) -> list[str] | None:
         f"default_type {value};" if name == "Content-Type" else f"add_header {name} '{value}';"
         for name, value in FIELDS.items()
     )
-    secure = f"ssl_certificate {files[0]}; ssl_certificate_key {files[1]};" if files else ""
+    secure = ""
+    if files:  # of the two versions that ours and Go speak, its default is the older one
+        secure = f"ssl_certificate {files[0]}; ssl_certificate_key {files[1]};"
+        secure += " ssl_protocols TLSv1.2 TLSv1.3;"
     text = NGINX.replace("TLS", " ssl" if files else "").replace("CERTIFICATE", secure)
     text = text.replace("PATH", PATH).replace("FIELDS", fields).replace("PORT", str(port))
     text = text.replace("FOLDER", str(folder)).replace("BODY", (folder / "body").read_text())

@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ET
 from tests.support import ROOT
 from tools import pictures
 
-README = (ROOT / "README.md").read_text("utf-8")
+PAGES = [(ROOT / name).read_text("utf-8") for name in ("README.md", "docs/performance.md")]
 LARGEST = 100_000  # octets of a picture
 TEXTS = ("ink", "quiet", "red", "magenta", "cyan")  # on the ground
 ON_BARS = (("ink", "waits"), ("signs-ink", "signs"), ("ink", "ends"))
@@ -41,7 +41,7 @@ class EachSvg(unittest.TestCase):
             self.assertGreater(len(root.find("{http://www.w3.org/2000/svg}title").text), 40)
 
     def test_has_every_server_of_the_table_with_its_figure(self):
-        found = pictures.figures()
+        found = pictures.rates("32 connections")
         self.assertGreaterEqual(len(found), 6)
         self.assertEqual(found[0][0], "ours")
         drawn = pictures.throughput()
@@ -66,11 +66,12 @@ class EachSvg(unittest.TestCase):
 
 
 class EveryPicture(unittest.TestCase):
-    def test_is_in_the_readme_with_words_for_those_who_cannot_see_it(self):
-        shown = dict(re.findall(r"!\[([^\]]+)\]\(docs/pictures/([\w.-]+)\)", README))
-        images = re.findall(r'<img src="docs/pictures/([\w.-]+)" alt="([^"]+)">', README)
+    def test_is_on_a_page_with_words_for_those_who_cannot_see_it(self):
+        pages = "\n".join(PAGES)
+        shown = dict(re.findall(r"!\[([^\]]+)\]\((?:docs/)?pictures/([\w.-]+)\)", pages))
+        images = re.findall(r'<img src="docs/pictures/([\w.-]+)" alt="([^"]+)">', pages)
         words = {name: alt for alt, name in shown.items()} | dict(images)
-        dark = re.findall(r'dark\)" srcset="docs/pictures/([\w.-]+)"', README)
+        dark = re.findall(r'dark\)" srcset="docs/pictures/([\w.-]+)"', pages)
         self.assertEqual({*words, *dark}, {path.name for path in pictures.FOLDER.iterdir()})
         for name, alt in words.items():
             self.assertGreater(len(alt), 60, name)

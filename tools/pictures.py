@@ -1,6 +1,6 @@
 """The pictures of README.md: `python tools/pictures.py [--browser]`.
 
-    docs/performance.md                 --> throughput.svg
+    docs/figures.json                   --> throughput.svg, logins.svg, growing.svg
     README.md, the settings             --> life-of-a-key.svg
     jwt_minimal.explain                 --> explain.svg
     web/, in Chromium (with --browser)  --> inspector-light.webp, inspector-dark.webp
@@ -18,9 +18,10 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -30,6 +31,7 @@ import jwt_minimal
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "pictures"
+FIGURES = ROOT / "docs" / "figures.json"  # by `python -m bench.page`
 # For light and for dark; the same hues as web/style.css. Bars carry no text but their own `-ink`.
 PALETTE = {
     "ground": ("#ffffff", "#15181c"),
@@ -46,6 +48,8 @@ PALETTE = {
     "signs-ink": ("#ffffff", "#15181c"),
     "ends": ("#dcd9d2", "#343a42"),
 }
+Rows = dict[str, dict[str, float]]  # server -> figures
+CURVES = ("cyan", "magenta", "quiet")
 SANS = 'system-ui, "Segoe UI", "DejaVu Sans", sans-serif'
 MONO = 'ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace'
 
@@ -56,7 +60,13 @@ def style() -> str:
         " ".join(f".{name} {{ fill: {both[at]}; }}" for name, both in PALETTE.items())
         for at in (0, 1)
     )
-    strokes = [f".edge {{ stroke: {both}; fill: none; }}" for both in PALETTE["line"]]
+    strokes = [
+        " ".join(
+            f".{name} {{ stroke: {PALETTE[of][at]}; fill: none; }}"
+            for name, of in (("edge", "line"), *((f"{kind}-edge", kind) for kind in CURVES))
+        )
+        for at in (0, 1)
+    ]
     fonts = f"text {{ font: 14px {SANS}; }} .mono {{ font: 13px {MONO}; white-space: pre; }}"
     return (
         f"<style>\n{fonts} .bold {{ font-weight: 600; }}\n{light} {strokes[0]}\n"
@@ -82,19 +92,19 @@ def bar(x: float, y: float, width: float, height: float, kind: str) -> str:
     return f'<rect class="{kind}" x="{x:g}" y="{y:g}" width="{width:.1f}" height="{height:g}"/>'
 
 
-def figures() -> list[tuple[str, int]]:
-    """Server and requests a second: the first such table of docs/performance.md."""
-    page = (ROOT / "docs/performance.md").read_text("utf-8")
-    table = page.split("\n| server | requests/s |", 1)[1].split("\n\n", 1)[0]
-    rows = re.findall(r"(?m)^\| ([^|]+) \| ([\d,]+) \|", table)
-    return [(name.strip("*` "), int(number.replace(",", ""))) for name, number in rows]
+def sections() -> dict[str, dict[str, dict[str, float]]]:
+    """What was measured: scenario -> server -> figures."""
+    found: dict[str, dict[str, dict[str, float]]] = json.loads(FIGURES.read_text("utf-8"))[
+        "sections"
+    ]
+    return found
 
 
-def throughput() -> str:
-    """Requests a second as bars, the most first."""
-    rows = sorted(figures(), key=lambda row: -row[1])
+def bars(heading: str, rows: Sequence[tuple[str, int]]) -> str:
+    """Rates as bars, the most first."""
+    rows = sorted(rows, key=lambda row: -row[1])
     top, step, left, room = 56, 30, 230, 500
-    parts = [text(24, 34, "Key sets a second, one core, 32 kept connections", "ink bold")]
+    parts = [text(24, 34, heading, "ink bold")]
     for at, (name, number) in enumerate(rows):
         y, length = top + at * step, room * number / rows[0][1]
         ours = name.startswith("ours")
@@ -103,8 +113,81 @@ def throughput() -> str:
             bar(left, y, length, 21, "ours" if ours else "other"),
             text(left + length + 8, y + 16, f"{number:,}", "ink bold" if ours else "quiet"),
         ]
-    title = "Requests a second: " + ", ".join(f"{name} {number:,}" for name, number in rows)
+    title = f"{heading}: " + ", ".join(f"{name} {number:,}" for name, number in rows)
     return picture(820, top + len(rows) * step + 14, title, parts)
+
+
+def rates(scenario: str) -> list[tuple[str, int]]:
+    """Server and rate of a scenario."""
+    return [(name, int(row["rate"])) for name, row in sections()[scenario].items()]
+
+
+def throughput() -> str:
+    """Requests a second for the key set."""
+    return bars("Key sets a second, one core, 32 kept connections", rates("32 connections"))
+
+
+def logins() -> str:
+    """Logins a second that cost a signature and a row on disk."""
+    heading = "Repeated logins a second, two cores with the load generator, 64 clients"
+    return bars(heading, rates("repeated login, 64 clients"))
+
+
+def growing(found: Mapping[str, object]) -> list[str]:
+    """The scenarios that differ in the number of clients alone, the fewest first."""
+    titles = [title for title in found if re.fullmatch(r"[\d,]+ clients", title)]
+    return sorted(titles, key=lambda title: int(title.split()[0].replace(",", "")))
+
+
+def more_clients() -> str:
+    """Rate and p99 over the number of clients, both axes of the second by powers of ten."""
+    found = sections()
+    titles = growing(found)
+    names = list(found[titles[0]])
+    most = max(row["rate"] for title in titles for row in found[title].values())
+    slowest = max(row["p99"] for title in titles for row in found[title].values())
+    fastest = min(row["p99"] for title in titles for row in found[title].values())
+    parts = [
+        text(24, 34, "Requests a second", "ink bold"),
+        text(434, 34, "p99, in ms", "ink bold"),
+    ]
+
+    def rate_at(row: Mapping[str, float]) -> float:
+        return row["rate"] / most
+
+    def p99_at(row: Mapping[str, float]) -> float:
+        return math.log(row["p99"] / fastest) / math.log(slowest / fastest)
+
+    for left, height_of, key in ((64, rate_at, "rate"), (474, p99_at, "p99")):
+        places = [left + 280 * at / (len(titles) - 1) for at in range(len(titles))]
+        parts += [f'<path class="edge" d="M{left} 52V252H{left + 284}"/>']
+        parts += [
+            text(x, 272, title.split()[0], "quiet", "middle") for x, title in zip(places, titles)
+        ]
+        labels: list[tuple[float, float, str, str]] = []
+        for number, name in enumerate(names):
+            kind = CURVES[number % len(CURVES)]
+            there = [
+                (x, found[title][name]) for x, title in zip(places, titles) if name in found[title]
+            ]
+            ends = [(x, 252 - 190 * height_of(row)) for x, row in there]
+            points = "L".join(f"{x:.1f} {y:.1f}" for x, y in ends)
+            parts.append(f'<path class="{kind}-edge" stroke-width="2.5" d="M{points}"/>')
+            last = f"{there[-1][1][key]:,.0f}"
+            labels.append((ends[-1][1] + 5, ends[-1][0] + 6, last, kind))
+        lowest = 0.0
+        for y, x, last, kind in sorted(labels):
+            lowest = max(y, lowest + 15)  # one line below the other
+            parts.append(text(x, lowest, last, kind))
+    parts.append(text(24, 302, "clients, each with a connection that it keeps", "quiet"))
+    for number, name in enumerate(names):
+        x, kind = 364 + 140 * number, CURVES[number % len(CURVES)]
+        parts += [bar(x, 292, 18, 10, kind), text(x + 26, 302, name, kind)]
+    title = "How requests a second and the 99th percentile of latency grow with the clients: " + (
+        ", ".join(f"{name} {row['rate']:,.0f} a second" for name, row in found[titles[-1]].items())
+        + f" with {titles[-1]}"
+    )
+    return picture(820, 322, title, parts)
 
 
 def default(flag: str) -> str:
@@ -184,9 +267,18 @@ def explain() -> str:
 
 PICTURES = {
     "explain.svg": explain,
+    "growing.svg": more_clients,
     "life-of-a-key.svg": life_of_a_key,
+    "logins.svg": logins,
     "throughput.svg": throughput,
 }
+
+
+def draw() -> None:
+    """Write each SVG."""
+    FOLDER.mkdir(exist_ok=True)
+    for name, make in PICTURES.items():
+        (FOLDER / name).write_text(make(), "utf-8")
 
 
 def photograph() -> None:
@@ -219,9 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="pictures.py", description=__doc__)
     parser.add_argument("--browser", action="store_true", help="the inspector page as well")
     options = parser.parse_args(arguments)
-    FOLDER.mkdir(exist_ok=True)
-    for name, make in PICTURES.items():
-        (FOLDER / name).write_text(make(), "utf-8")
+    draw()
     if options.browser:
         photograph()
     return 0

@@ -35,7 +35,7 @@ COMMANDS = r"(?:python3?|curl|pip|venv/bin/\w+|sh|bash|podman|systemctl) "
 LEFT = {
     "venv/bin/python -m unittest": ".ci/run begins with it",
     ".ci/run    ": "CONTRIBUTING.md: the three commands that start this test, too",
-    "python -m bench.throughput": "takes a quarter of an hour",
+    "python -m bench.page": "takes half an hour",
     "apt-get install python3-cryptography python3-argon2":
         "needs root and a network; tests/live/debian.py has a root with these packages",
     "venv/bin/pip install --require-hashes -r requirements.lock":
