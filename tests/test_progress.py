@@ -116,7 +116,8 @@ class ALine(unittest.TestCase):
         self.addCleanup(os.close, master)
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 20, 0, 0))
         with os.fdopen(slave, "w") as stream, progress.shown("w" * 50, stream=stream):
-            self.assertEqual(os.read(master, 100), b"\r" + b"w" * 19)
+            _, *lines = os.read(master, 100).split(b"\r")  # one, or more on a busy machine
+        self.assertEqual(set(lines), {b"w" * 19})
 
 
 class ACommand(KeysTest):
