@@ -57,11 +57,12 @@ BARE_SECONDS = 0.5  # on either side of
 LOAD_SECONDS = 1.5
 CORES = os.cpu_count() or 1
 PEERS = Path(__file__).parent / "peers"
-NODE_PACKAGES = ("libsql", "@node-rs/argon2")
+NODE_PACKAGES = ("libsql@0.5.29", "@node-rs/argon2@2.2.1")
 GO = {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode"}  # where Debian has the packages
 OTHER_TREE = "the other tree"
 GO_SERVER, NODE, STUDENT = "Go", "Node", "ThreadingHTTPServer"
 SERVERS = ("ours", OTHER_TREE, GO_SERVER, NODE, STUDENT)
+REPEATED, FIRST = "repeated login", "first login"
 Row = dict[str, float]
 
 
@@ -103,22 +104,33 @@ def bare() -> tuple[Callable[[], object], Callable[[], object]]:
 def built(folder: Path) -> dict[str, list[str]]:
     """What starts each of the others that can be had here; a port and a database come behind it."""
     found = {STUDENT: [sys.executable, str(PEERS / "student.py")]}
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+    with left_out(GO_SERVER):
         words = ["go", "build", "-tags", "libsqlite3", "-o", str(folder / "auth")]
         subprocess.run(
-            [*words, str(PEERS / "auth.go")], check=True, capture_output=True,
+            [*words, str(PEERS / "auth.go")], check=True, capture_output=True, text=True,
             env={**os.environ, **GO, "GOCACHE": str(folder / "cache")},
         )  # fmt: skip
         found[GO_SERVER] = [str(folder / "auth")]
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+    with left_out(NODE):
         (folder / "package.json").write_text("{}")
         subprocess.run(
             ["npm", "install", "--silent", *NODE_PACKAGES], check=True, cwd=folder,
-            capture_output=True,
+            capture_output=True, text=True,
         )  # fmt: skip
         shutil.copy(PEERS / "auth.mjs", folder)
         found[NODE] = ["node", str(folder / "auth.mjs")]
     return found
+
+
+@contextlib.contextmanager
+def left_out(name: str) -> Iterator[None]:
+    """Say why one of the others cannot be had, and go on."""
+    try:
+        yield
+    except OSError as error:
+        print(f"{name} is left out: {error}", file=sys.stderr)
+    except subprocess.CalledProcessError as error:
+        print(f"{name} is left out: {(error.stderr or error.stdout).strip()}", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -267,18 +279,23 @@ def one_round(against: Callable[[], object], server: Contender, clients: int) ->
 
 
 def measure(
-    wanted: Sequence[str], rounds: int, other: Path | None = None
+    wanted: Sequence[str],
+    rounds: int,
+    other: Path | None = None,
+    kinds: Sequence[str] = (REPEATED, FIRST),
 ) -> Iterator[tuple[str, dict[str, dict[str, list[Figures]]]]]:
-    """Title and figures of repeated, then of first logins."""
+    """Title and figures of these kinds of logins."""
     sign, verify_and_sign = bare()
     with tempfile.TemporaryDirectory(prefix="jwks-bench-") as name:
         folder = Path(name)
         peers = built(folder) if set(wanted) - {"ours", OTHER_TREE} else {}
         trees = {"ours": ROOT, **({OTHER_TREE: other} if other else {})}
         for title, against, flags in (
-            ("repeated login", sign, ()),
-            ("first login", verify_and_sign, ("--verified-cache", "off")),
+            (REPEATED, sign, ()),
+            (FIRST, verify_and_sign, ("--verified-cache", "off")),
         ):
+            if title not in kinds:
+                continue
             with contextlib.ExitStack() as stack:
                 running = {}
                 for name in (*trees, *(name for name in wanted if name in peers)):
