@@ -30,7 +30,7 @@ WRONG: tuple[tuple[int, str, str, str], ...] = (
     (5, "crit is ignored", 'if "crit" in header:', 'if "cirt" in header:'),
     (6, "now must be given", "    now: float | None = None,", "    now: float,"),
     (6, "now is always the clock", "time.time() if now is None else now", "time.time()"),
-    (6, "encode forgets the kid", '"typ": "JWT", "kid": kid}', '"typ": "JWT"}'),
+    (6, "encode forgets the kid", '"typ": typ, "kid": kid}', '"typ": typ}'),
     (6, "encode knows registered claims alone", "payload = _sorted_json(claims)",
      "payload = _sorted_json({k: v for k, v in claims.items() if k in REGISTERED})"),
     (6, "decode drops other claims", "    return claims\n\n\ndef _check_dates",
