@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
+import sys
+import tempfile
 import threading
 import unittest
 
-from jwksd.httpd import Request, Response
+from jwksd.httpd import Listener, Request, Response
 from tests.httpd_live import ANSWER, GET, PATIENCE, LiveServer, statuses, wait_until
 from tests.support import Clock
 from tests.test_httpd_loop import LIMITS, Blocking, post
 
 MANY = 150  # more than are accepted in a row
+
+
+class Late:
+    """Connects after each look that found nobody; a server that stops closes after one."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.connected = 0
+        self.looked = threading.Event()
+        self._address, self._family = listener.socket.getsockname(), listener.socket.family
+        self._found = listener.accept
+        listener.accept = self.accept  # type: ignore[method-assign]
+
+    def accept(self) -> tuple[socket.SocketType, str]:
+        try:
+            return self._found()
+        except BlockingIOError:
+            with socket.socket(self._family) as client:
+                client.settimeout(0.1)  # none answers: only a failure comes sooner
+                with contextlib.suppress(OSError):
+                    client.connect(self._address)
+                    self.connected += 1
+            self.looked.set()
+            raise
 
 
 class Stopping(unittest.TestCase):
@@ -74,6 +101,18 @@ class Stopping(unittest.TestCase):
             for client in clients:
                 with client:
                     self.assertEqual(client.answer().status, 200)
+
+    @unittest.skipUnless(sys.platform == "linux", "the filter is Linux's")
+    def test_leaves_nobody_in_the_queue_that_it_closes(self) -> None:
+        for host in ("127.0.0.1", "unix"):
+            with self.subTest(host), tempfile.TemporaryDirectory() as folder:
+                name = os.path.join(folder, "s") if host == "unix" else host
+                server = LiveServer(host=f"unix:{name}" if host == "unix" else name)
+                late = Late(server.listener)
+                server.stop()
+                with server:
+                    self.assertTrue(late.looked.wait(PATIENCE))
+                self.assertEqual(late.connected, 0)
 
     def test_answers_what_kept_connections_had_sent(self) -> None:
         begun, gate = threading.Event(), threading.Event()

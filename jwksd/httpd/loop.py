@@ -425,6 +425,7 @@ class Server:
         """No new connections; those at rest go, the others have until `limits.stop`."""
         self.stopping = True
         self._stop_at = self.now + self.limits.stop
+        self._listener.admit_no_more()
         for _ in range(BACKLOG // ACCEPTS):  # clients that have connected already are served
             if self._accept_at is not None or not self._accept():
                 break

@@ -15,7 +15,10 @@ import select
 import selectors
 import socket
 import stat
+import struct
+import sys
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -26,6 +29,15 @@ BACKLOG = 4_096  # the kernel lowers it to its own limit (net.core.somaxconn, 4,
 SPARE_DESCRIPTORS = 64  # for the database, the log, what a restart opens, and the next
 SOCKET_MODE = 0o660  # a proxy runs as another user: share a group with it
 START_PATIENCE = 1.0  # seconds for another server to start in the same folder
+SO_ATTACH_FILTER = 26  # of Linux, for which Python has no name: <asm-generic/socket.h>
+# A program for the kernel (struct sock_filter of <linux/filter.h>: operation, jumps, operand) that
+# drops a segment which asks for a new connection, and lets every other one through.
+NO_SYN = (
+    (0x30, 0, 0, 13),  # load the octet of the flags (RFC 9293 §3.1)
+    (0x45, 0, 1, 0x02),  # SYN?
+    (0x06, 0, 0, 0),  # then none of it
+    (0x06, 0, 0, 0xFFFF_FFFF),  # else all of it
+)
 if hasattr(select, "epoll"):
     READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 else:
@@ -72,6 +84,21 @@ class Listener:
         connection = socket.SocketType(self._family, socket.SOCK_STREAM, 0, descriptor)
         connection.setblocking(False)
         return connection, client_of(address)
+
+    def admit_no_more(self) -> None:
+        """Before `close`: whoever has connected can still be accepted, nobody else connects.
+
+        Closing resets the connections that wait, one of which may have come after the last look.
+        """
+        if isinstance(self.socket, FileListener):
+            self.socket.unlink()
+        elif sys.platform == "linux":
+            program = array("Q", b"".join(struct.pack("HBBI", *code) for code in NO_SYN))
+            address, length = program.buffer_info()
+            with suppress(OSError):  # a kernel without filters
+                self.socket.setsockopt(
+                    socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", length, address)
+                )
 
     def close(self) -> None:
         """Free the address. May be called twice."""
@@ -161,6 +188,13 @@ class FileListener(socket.socket):
 
     file: tuple[int, int] | None = None  # its identity: another server may have taken the name
 
+    def unlink(self) -> None:
+        """Remove the file, if it is still its own."""
+        with suppress(OSError):
+            path = self.getsockname()
+            if path and identity(path) == self.file:
+                os.unlink(path)
+
 
 def listen_unix(path: str, mode: int = SOCKET_MODE) -> socket.socket:
     """A listening socket in the file system, for the owner and the group of the process."""
@@ -225,11 +259,8 @@ def is_abandoned(path: str) -> bool:
 
 def unlisten(listener: socket.socket) -> None:
     """Close a listening socket, and remove its file if it has one that is still its own."""
-    if isinstance(listener, FileListener) and listener.fileno() >= 0:
-        with suppress(OSError):
-            path = listener.getsockname()
-            if path and identity(path) == listener.file:
-                os.unlink(path)
+    if isinstance(listener, FileListener):
+        listener.unlink()
     listener.close()
 
 
