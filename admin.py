@@ -33,6 +33,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any, Callable, NamedTuple, TextIO
 
 # Our modules stand beside this file, also if it is reached through a link or by `python -I`.
@@ -450,6 +451,7 @@ def told_apart(words: Sequence[str], arguments: tuple[Argument, ...]) -> list[st
     return [*found, "--", *operands] if operands else found
 
 
+@cache
 def make_parser() -> settings.Parser:
     """The command line that the table describes."""
     parser = settings.Parser(prog="admin.py", description=(__doc__ or "").split("\n\n")[0])

@@ -16,7 +16,7 @@ from jwksd.store.accounts import Accounts, HashCost, NameTaken, Superseded, Unkn
 from jwksd.store.database import Connection, Database, Unavailable
 from jwksd.store.keystore import KeyStore, Policy
 from jwksd.store.logins import LoginLog, Progress, Wanted, utc_text
-from tests.support import Clock, some_key
+from tests.support import Clock, ready_keys
 
 CHEAPEST = HashCost(1, 8, 1)
 SECRET = b"the secret of these tests"
@@ -30,7 +30,9 @@ class Conformance(unittest.TestCase):
         super().setUp()
         if type(self) is Conformance:
             self.skipTest("a subclass says which engine")
-        self.clock, self.numbers = Clock(), iter(range(100))
+        self.clock, ready = Clock(), ready_keys()
+        ready.start()
+        self.addCleanup(ready.stop)
         self.database = self.open_engine()
         self.accounts = self.accounts_of(self.database)
         self.log = LoginLog(self.database, self.clock)
@@ -40,10 +42,8 @@ class Conformance(unittest.TestCase):
 
     def keys_of(self, database: Database, policy: Policy | None = None) -> KeyStore:
         cheap = mock.patch.multiple(sealing, DERIVATION_TIME=1, DERIVATION_KIB=8)
-        made = mock.patch.object(keystore, "generate", lambda: some_key(next(self.numbers)))
-        for patch in (cheap, made):
-            patch.start()
-            self.addCleanup(patch.stop)
+        cheap.start()
+        self.addCleanup(cheap.stop)
         keys = KeyStore(
             database, SECRET, policy or Policy(), log=lambda line: None, clock=self.clock
         )

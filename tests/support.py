@@ -9,6 +9,7 @@ import tempfile
 import unittest
 from concurrent.futures import Future
 from functools import cache
+from itertools import count
 from pathlib import Path
 from unittest import mock
 
@@ -41,6 +42,12 @@ class Clock:
 def some_key(number: int) -> rsa.RSAPrivateKey:
     """One of a few RSA keys made once for the whole run."""
     return rsa.generate_private_key(65537, 2048)
+
+
+def ready_keys():
+    """A patch: keys that are there already, instead of new ones."""
+    numbers = count()
+    return mock.patch.object(keystore, "generate", lambda: some_key(next(numbers)))
 
 
 class Inline:
@@ -104,10 +111,9 @@ class AppTest(TemporaryFolder):
         self.app = self.open_app(**self.settings)
 
     def open_app(self, **values) -> server.App:
-        """An App on the test's database; RSA keys are not made anew for every test."""
+        """An App on the test's database."""
         config = settings.make_settings({"db": str(self.path), "argon2": CHEAPEST, **values})
-        numbers = iter(range(100))
-        with mock.patch.object(keystore, "generate", lambda: some_key(next(numbers))):
+        with ready_keys():
             app = server.open_app(
                 config,
                 {"NOT_MY_KEY": "a secret of the tests"},

@@ -26,7 +26,7 @@ from jwksd.ops import settings
 from jwksd.store.accounts import Accounts, HashCost, InvalidCredentials, write_attempts
 from jwksd.store.logins import Attempt, LoginLog, utc_text
 from jwt_minimal import public_jwk
-from tests.support import Inline, TemporaryFolder, some_key
+from tests.support import Inline, TemporaryFolder, ready_keys, some_key
 
 ENVIRON = {"NOT_MY_KEY": "a secret of the tests", "JWKS_ARGON2": "t=1,m=8,p=1"}
 
@@ -408,8 +408,7 @@ class KeysTest(AdminTest):
 
     def setUp(self):
         super().setUp()
-        numbers = iter(range(100))
-        ready = mock.patch("jwksd.store.keystore.generate", lambda: some_key(next(numbers)))
+        ready = ready_keys()
         ready.start()
         self.addCleanup(ready.stop)
 

@@ -43,10 +43,15 @@ def room_of(name: str) -> str:
 
 
 @cache
+def nodes(source: str) -> list[ast.AST]:
+    return [*ast.walk(ast.parse(source))]
+
+
+@cache
 def imports(source: str) -> set[str]:
     """The dotted names that a source imports, wherever in the file."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -64,14 +69,13 @@ def files_that(pattern: str) -> set[str]:
 
 
 @cache
-@cache
 def code(source: str) -> str:
     """The text of a source without docstrings and comments."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
+    module, *others = nodes(source)
+    for node in others:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             node.value.value = None
-    return ast.unparse(tree)
+    return ast.unparse(module)
 
 
 class Direction(unittest.TestCase):

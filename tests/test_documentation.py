@@ -21,7 +21,7 @@ import test_server
 from jwksd.ops import doctor, settings
 from jwksd.ops.settings import Settings
 from jwksd.store import claims
-from tests.support import ROOT
+from tests.support import ROOT, ready_keys
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
@@ -103,7 +103,7 @@ class TheReadme(unittest.TestCase):
     def test_its_python_runs(self):
         for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
             output = io.StringIO()
-            with redirect_stdout(output):
+            with redirect_stdout(output), ready_keys():
                 exec(compile(code, "README.md", "exec"), {})
             self.assertIn("http://127.0.0.1:", output.getvalue())
 
@@ -186,7 +186,8 @@ class TheGradersPage(unittest.TestCase):
         names: dict[str, type[unittest.TestCase]] = {}
         exec(compile(code, "grading.md", "exec"), names)
         suite = unittest.defaultTestLoader.loadTestsFromTestCase(names["MyService"])
-        result = unittest.TextTestRunner(io.StringIO()).run(suite)
+        with ready_keys():
+            result = unittest.TextTestRunner(io.StringIO()).run(suite)
         self.assertEqual((result.testsRun, result.wasSuccessful()), (2, True))
 
 
@@ -203,7 +204,8 @@ class TheEmbeddersPage(unittest.TestCase):
                 if isinstance(group, type) and issubclass(group, unittest.TestCase):
                     suite = unittest.defaultTestLoader.loadTestsFromTestCase(group)
                     report = io.StringIO()
-                    result = unittest.TextTestRunner(report).run(suite)
+                    with ready_keys():
+                        result = unittest.TextTestRunner(report).run(suite)
                     self.assertTrue(result.wasSuccessful(), report.getvalue())
                     ran += result.testsRun
         self.assertEqual(ran, 3)

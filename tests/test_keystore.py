@@ -279,7 +279,7 @@ class Storing(KeyStoreTest):
         store = self.open_store(policy=POLICY._replace(retention=10**9))
         self.make_due(store)
         with mock.patch.object(keystore, "MAX_EXPIRED", 3):
-            for _ in range(9):
+            for _ in range(6):
                 self.clock.advance(900)
                 self.make_due(store)
                 store.prune()

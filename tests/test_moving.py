@@ -7,13 +7,13 @@ import sqlite3
 import unittest
 from unittest import mock
 
-from jwksd.store import keystore, moving
+from jwksd.store import moving
 from jwksd.store.accounts import Accounts, HashCost
 from jwksd.store.database import CannotOpen, Database
 from jwksd.store.keystore import KeyStore, Policy
 from jwksd.store.logins import LoginLog, Wanted
 from jwksd.store.sqlite import SQLite
-from tests.support import Clock, TemporaryFolder, some_key
+from tests.support import Clock, TemporaryFolder, ready_keys
 
 TABLES = [table.name for table in moving.TABLES]
 
@@ -50,8 +50,7 @@ class Moving(TemporaryFolder):
             accounts.add(name, f"{name}@example.org" if name.isascii() else None, "secret of it")
         accounts.set_claims("alice", ["role=editor", 'groups:=["ä"]'])
         accounts.delete("dave")  # the highest number: the next account has another one
-        numbers = iter(range(9))
-        with mock.patch.object(keystore, "generate", lambda: some_key(next(numbers))):
+        with ready_keys():
             keys = KeyStore(database, b"s" * 16, Policy(), log=print, clock=self.clock)
             keys.remember_policy()
             keys.make_due()

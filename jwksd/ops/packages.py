@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import sys
+from functools import cache
 from typing import NoReturn
 
 # The packages of Debian 11, with Python 3.9: the oldest that the tests have passed with.
@@ -38,6 +39,7 @@ def refuse_without(missing: ModuleNotFoundError) -> NoReturn:
     sys.exit(2)
 
 
+@cache  # they do not change while a process runs
 def refuse_old() -> None:
     """End a command with one line if one of them is older than what works."""
     for name, floor in FLOORS.items():
