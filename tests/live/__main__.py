@@ -1,8 +1,8 @@
-"""All of tests/live, as many modules at a time as there are cores; each in a process of its own.
+"""All of tests/live, a module more at a time than there are cores; each in a process of its own.
 
     python -m tests.live [MODULE ...]
 
-Most of these tests wait for processes, so that two at a time take little more than half as long.
+These tests wait for processes much of the time, which one more than the cores makes use of.
 What a module printed stands together, and the last lines are those of unittest for all of them.
 """
 
@@ -55,7 +55,7 @@ def main(wanted: Sequence[str]) -> int:
     """Run them; 0 if all of them passed."""
     began, ran, troubles = time.monotonic(), 0, {"failures": 0, "errors": 0, "skipped": 0}
     failed = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor((os.cpu_count() or 1) + 1) as pool:
         for name, seconds, code, printed in pool.map(run, wanted or modules()):
             found, ended = RAN.findall(printed), ENDED.findall(printed)
             tests = int(found[-1]) if found else 0

@@ -266,7 +266,7 @@ class Stopping(ProcessTest):
         self.assertEqual(self.serve().end(), 0)
 
     def test_answers_what_is_in_flight(self):
-        server = self.serve("--argon2", "t=20,m=65536,p=1")
+        server = self.serve("--argon2", "t=6,m=65536,p=1")
         statuses = []
         login = {"username": "nobody", "password": "x"}
         client = threading.Thread(
