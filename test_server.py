@@ -22,6 +22,7 @@ Left out: how a request is sent and a verdict said (jwksd/grading), and how a da
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 import unittest
@@ -495,4 +496,6 @@ class AtRest(at_rest.AtRest):
 
 
 if __name__ == "__main__":
+    if any("://" in word for word in sys.argv[1:]):
+        sys.exit("the server is named by JWKS_TEST_URL: JWKS_TEST_URL=URL python test_server.py")
     unittest.main()

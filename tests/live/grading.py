@@ -376,6 +376,12 @@ class Grading(Graded):
             self.assertIn(part, output)
             self.assertNotIn("Traceback", output)
 
+    def test_named_as_an_argument_is_told_where_it_belongs(self):
+        command = [sys.executable, str(ROOT / "test_server.py"), "http://127.0.0.1:1"]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        self.assertEqual((run.returncode, run.stdout, run.stderr.count("\n")), (1, "", 1))
+        self.assertIn("JWKS_TEST_URL=URL", run.stderr)
+
     def test_a_rubric_with_a_case_that_does_not_exist_is_refused(self):
         with self.assertRaisesRegex(ValueError, "no such case"):
             judging.settings_of({"statuses": {"registred": [200]}})
