@@ -22,6 +22,8 @@ from jwksd.httpd.parser import STEPS, Parser, keeps_alive
 from jwksd.httpd.places import Shares, Turns
 from jwksd.httpd.tls import (
     EMPTY_RECORDS,
+    HANDSHAKE,
+    HEADER,
     RECORDS,
     TLSConnection,
     WantsToCompute,
@@ -32,6 +34,7 @@ from tests.httpd_live import GET, LiveServer, wait_until
 from tests.support import Clock
 from tests.test_httpd_tls import make_certificate
 
+CERTIFICATE = 300  # octets that only what carries one has: a retry has 100
 CHUNKED = b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -208,6 +211,40 @@ class Peer:
         return len(taken)
 
 
+class Cutting(Peer):
+    """A client that sends the first octet of each ClientHello by itself."""
+
+    def __init__(self, context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
+        self.parts: list[bytes] = []
+        self.steps: list[tuple[bool, int]] = []  # whether one was said to sign; what it wrote
+        super().__init__(context, version)
+
+    def shake(self) -> None:
+        for _ in range(10):
+            try:
+                self.connection.recv(0)
+            except WantsToCompute as wants:
+                result = self.connection.step()
+                self.steps.append((*wants.args, self.connection._outgoing.pending))
+                with contextlib.suppress(BlockingIOError):
+                    self.connection.stepped(lambda result=result: result)  # type: ignore[misc]
+
+    def recv(self, size: int) -> bytes:
+        octets = self.outgoing.read()
+        while octets:
+            end = HEADER + int.from_bytes(octets[3:HEADER], "big")
+            record, octets = octets[:end], octets[end:]
+            content = record[HEADER:]
+            if record[0] != HANDSHAKE or self.connection._answered:  # the latter may be encrypted
+                self.parts.append(record)
+                continue
+            for part in (content[:1], content[1:]):
+                self.parts.append(record[:3] + len(part).to_bytes(2, "big") + part)
+        if not self.parts:
+            raise BlockingIOError
+        return self.parts.pop(0)
+
+
 def taken_in(server: LiveServer) -> bool:
     """Whether its one connection has read that many records without content."""
     return any(handler.tls._empty_records == EMPTY_RECORDS for handler in server._connections)
@@ -230,6 +267,17 @@ class Records(unittest.TestCase):
             read.append(connection.recv(0))
             self.assertEqual(connection.unfinished, sum(map(len, read)) < 3 * RECORDS)
         self.assertEqual([len(part) for part in read], [RECORDS] * 3)
+
+    def test_that_make_us_sign_are_known_however_they_are_cut(self) -> None:
+        for curve in ("prime256v1", "secp521r1"):  # the second is asked for by a retry
+            for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+                with self.subTest(curve, version=version):
+                    self.context.set_ecdh_curve(curve)
+                    peer = Cutting(self.context, version)
+                    self.assertTrue(peer.connection.established)
+                    signing = [said for said, wrote in peer.steps if wrote > CERTIFICATE]
+                    self.assertEqual(signing, [True])
+                    self.assertFalse(peer.steps[-1][0])
 
     def test_that_the_client_does_not_take_are_output_and_stop_the_reading(self) -> None:
         connection = self.peer.connection

@@ -24,14 +24,16 @@ import ssl
 import stat
 from collections.abc import Callable
 from contextlib import suppress
+from hashlib import sha256
 
 from jwksd.httpd.parser import Refused
 
 READ = 16_384  # octets of ciphertext a turn; a record of a request is smaller
 RECORDS = 32  # records a turn: 0.3 ms of key updates, the dearest of them
 CHANGE_CIPHER_SPEC, HANDSHAKE = 20, 22  # types of records (RFC 8446 §5.1); more follows the first
-CLIENT_HELLO = b"\x01"  # the type of its message (RFC 8446 §4)
 HEADER = 5  # octets before the content of a record (RFC 8446 §5.1)
+RANDOM = slice(HEADER + 6, HEADER + 38)  # of a server's first record (RFC 8446 §4.1.3)
+RETRY = sha256(b"HelloRetryRequest").digest()  # there, if it wants another ClientHello
 LONGEST = HEADER + 16_384 + 2_048  # octets of a whole record (RFC 5246 §6.2.3)
 EMPTY_RECORDS = 32  # records in a row without content; as BoringSSL
 EMPTY_OCTETS = 131_072  # octets of such records in a connection; a handshake has 2 KB
@@ -79,7 +81,8 @@ class WantsToWrite(BlockingIOError):
 class WantsToCompute(BlockingIOError):
     """The handshake has a step to make: call `step` on any thread, then `stepped`.
 
-    The argument says whether the step signs, which takes a millisecond with an RSA key.
+    The argument says whether the step may sign, which takes a millisecond with an RSA key. What the
+    client sends does not tell: it may cut its ClientHello into records wherever it likes.
     """
 
 
@@ -96,6 +99,7 @@ class TLSConnection:
         self._empty_octets = 0  # in all records without content
         self._ended = False  # whether the client has said goodbye
         self.unsent = b""  # ciphertext that the client has not taken yet
+        self._answered = False  # whether our signature has been made: no later step makes one
         self.established = False  # whether the handshake is over
         self.stepping = False  # whether a thread is at a step: nobody else touches OpenSSL
         self.unfinished = False  # whether records wait for the next turn: no event will tell
@@ -123,13 +127,8 @@ class TLSConnection:
         self._ciphertext += octets
         if not self.established and self._record_end():
             self.stepping = True
-            raise WantsToCompute(self._signs())
+            raise WantsToCompute(not self._answered)
         return self._give(self.step)
-
-    def _signs(self) -> bool:
-        """Whether the next step answers a ClientHello, and so signs."""
-        have = self._ciphertext
-        return have[0] == HANDSHAKE and have[HEADER : HEADER + 1] == CLIENT_HELLO
 
     def step(self) -> bytes | None:
         """Give the next few records to OpenSSL; their content, None if there is none.
@@ -231,7 +230,11 @@ class TLSConnection:
 
     def flush(self) -> None:
         """Pass on the ciphertext that there is; `WantsToWrite` if some of it is left."""
-        octets = self.unsent + self._outgoing.read() if self.unsent else self._outgoing.read()
+        octets = self._outgoing.read()
+        if octets and not self._answered:
+            self._answered = octets[RANDOM] != RETRY
+        if self.unsent:
+            octets = self.unsent + octets
         if not octets:
             return
         self.unsent = octets
