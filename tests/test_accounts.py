@@ -459,6 +459,16 @@ class Operating(AccountsTest):
                 self.log.prune(10)
         self.assertEqual(self.rows(), 60)
 
+    def test_prunes_although_partitions_cannot_be_kept_and_tries_that_once_an_hour(self):
+        self.write_log(self.at(-100))
+        broken = self.database.sql._replace(partitions="SELECT no_such_function(?, ?)")
+        with mock.patch.object(type(self.database), "sql", broken):
+            self.assertRaises(Unavailable, self.log.prune, 10)
+            self.log.prune(10)
+            self.assertEqual(self.rows(), 0)
+            self.clock.advance(3600)
+            self.assertRaises(Unavailable, self.log.prune, 10)
+
     def test_keeps_a_row_that_became_visible_between_the_look_and_the_removal(self):
         self.write_log(self.at(-100), self.at(-100))
         write = self.database.write

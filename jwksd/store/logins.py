@@ -403,6 +403,7 @@ class LoginLog:
         """Have those for this month and the next, and none that is too old; asked once an hour."""
         sql, hour = self._database.sql.partitions, now // 3600
         if sql is not None and hour != self._partitions_kept:
+            # Also if it fails: it locks the log meanwhile, and the pruning goes on without it.
+            self._partitions_kept = hour
             times = utc_text(now), utc_text(oldest)
             self._database.write(partial(execute, sql, times))
-            self._partitions_kept = hour
