@@ -469,6 +469,20 @@ class Operating(AccountsTest):
             self.clock.advance(3600)
             self.assertRaises(Unavailable, self.log.prune, 10)
 
+    def test_new_attempts_are_learnt_while_a_transaction_never_ends(self):
+        progress = logins.Progress(0)
+        with (
+            mock.patch.object(self.database, "horizon", return_value=(7, 9)),
+            mock.patch.object(self.database, "own_writes", return_value=()),
+            mock.patch.object(logins, "RECENT_ROWS", 4),
+        ):
+            for _ in range(5):
+                self.write_log(*[self.at(0)] * 3)
+                ((_, ages),) = self.log.others(progress)
+                self.assertEqual(len(ages), 3)
+                self.assertLessEqual(len(progress._given), 4)
+            self.assertEqual(self.log.others(progress), [])
+
     def test_keeps_a_row_that_became_visible_between_the_look_and_the_removal(self):
         self.write_log(self.at(-100), self.at(-100))
         write = self.database.write

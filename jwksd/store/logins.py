@@ -211,6 +211,10 @@ class Progress:
         self.after, self._newest = 0, None
         self._seen, self._given = [], set()
 
+    def skip_to(self, number: int) -> None:
+        """Rows below this one are too old to matter."""
+        self.after = max(self.after, number - 1)
+
     def is_new(self, number: int) -> bool:
         """Whether it was not given before; it is now."""
         known = number in self._given
@@ -281,13 +285,19 @@ class LoginLog:
         progress.read(newest, horizon)
 
     def others(self, progress: Progress) -> list[tuple[str, list[float]]]:
-        """What other servers logged and this reader was not given yet, as `recent` gives it."""
+        """What other servers logged and this reader was not given yet, as `recent` gives it.
+
+        The newest rows only: somebody's transaction that never ends, in whatever database of the
+        cluster, holds `after` up for as long.
+        """
         horizon = self._database.horizon()
         rows = self._database.read(
             f"SELECT id, request_ip, request_timestamp, {self._database.sql.writer} "  # noqa: S608
-            "FROM auth_logs WHERE id > ? ORDER BY id LIMIT ?",
+            "FROM auth_logs WHERE id > ? ORDER BY id DESC LIMIT ?",
             (progress.after, RECENT_ROWS),
         )
+        if len(rows) == RECENT_ROWS:
+            progress.skip_to(rows[-1][0])
         own = self._database.own_writes()
         new = [
             (address, time)
