@@ -248,6 +248,12 @@ class ThePageOfServices(unittest.TestCase):
             for block in code:
                 self.assertLessEqual(len(block.splitlines()), 38, name)
 
+    def test_closes_the_registration_where_a_service_asks_for_no_claim(self):
+        asks = {"Apache", "nginx", "PostgREST", "Hasura", "RabbitMQ", "MinIO"}
+        services = re.findall(r"(?s)\n## ([^\n]*)\n(.*?)(?=\n## |\Z)", self.PAGE)[:-1]
+        closed = {name for name, text in services if "--registration closed" in text}
+        self.assertEqual(closed, {name for name, _ in services} - asks)
+
     def test_says_of_each_live_test_that_it_exists(self):
         named = re.findall(r"`(\w+\.py)`", self.PAGE.split("\n## ")[0])
         self.assertGreaterEqual(len(named), 9)

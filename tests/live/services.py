@@ -51,8 +51,9 @@ class Hasura(AsThePageSays):
         page = self.page.there(**{ELSEWHERE: self.issuer_url})
         wanted = json.loads(page.split("=", 1)[1])
         claims = jwt_minimal.decode(
-            self.token(), fetched(wanted["jwk_url"]), audience=wanted["audience"]
-        )
+            self.token(), fetched(wanted["jwk_url"]),
+            issuer=wanted["issuer"], audience=wanted["audience"],
+        )  # fmt: skip
         found = claims["https://hasura.io/jwt/claims"]
         self.assertIn(found["x-hasura-default-role"], found["x-hasura-allowed-roles"])
 
