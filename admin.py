@@ -248,6 +248,8 @@ def log_rows(place: Installation, wanted: logins.Wanted, last: int | None, follo
                 yield listed(row.time, row.address, row.outcome, row.user)
         if not follow:
             return
+        if place.database.moved():
+            raise Refused("the database was deleted or replaced: start again to follow the new one")
         sys.stdout.flush()
         time.sleep(FOLLOW_SECONDS)
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sqlite3
 import stat
 import threading
@@ -378,6 +379,17 @@ class TheLog(LogTest):
         self.add(*self.ROWS)
         before = self.log()
         self.assertEqual(self.follow(both), [*before, *expected])
+
+    def test_is_followed_no_longer_once_the_database_was_replaced(self):
+        def replace():
+            self.assertFalse(os.path.exists(f"{self.path}.old"))  # it looked once more, and ended
+            os.rename(self.path, f"{self.path}.old")
+            shutil.copy(f"{self.path}.old", self.path)
+
+        with mock.patch("admin.time.sleep", lambda seconds: replace()):
+            code, _, err = self.admin("log", "--follow")
+        self.assertEqual(code, 1)
+        self.assertIn("was deleted or replaced", err)
 
     def test_is_followed_without_reading_again_what_was_not_wanted(self):
         looked, real = [], LoginLog.rows

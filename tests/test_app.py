@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import re
 import sqlite3
 import threading
@@ -610,6 +611,18 @@ class Failing(AppTest):
         self.assertEqual(self.call("GET", "/healthz").status, 503)
         self.assertEqual(sum("full" in line for line in self.lines), 1, self.lines)
         self.app.database.write(lambda c: c.execute("PRAGMA max_page_count=100000"))
+        self.app.upkeep.tick()
+        self.assertEqual(self.call("GET", "/healthz").status, 200)
+        self.assertIn("works again", self.lines[-1])
+
+    def test_a_database_that_was_replaced_is_known_to_healthz_at_once_until_it_is_back(self):
+        path = self.app.database.name
+        os.rename(path, f"{path}.away")
+        self.assertEqual(self.call("GET", "/healthz").status, 503)
+        self.assertEqual(self.call("GET", "/.well-known/jwks.json").status, 200)
+        self.app.upkeep.tick()
+        self.assertIn("was deleted or replaced", self.lines[-1])
+        os.rename(f"{path}.away", path)
         self.app.upkeep.tick()
         self.assertEqual(self.call("GET", "/healthz").status, 200)
         self.assertIn("works again", self.lines[-1])

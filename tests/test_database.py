@@ -472,10 +472,10 @@ class Stamp(TemporaryFolder):
         other.close()
         self.assertNotEqual(db.stamp(), before)
 
-    def test_of_a_deleted_file_is_unavailable(self):
+    def test_of_a_closed_database_is_unavailable(self):
         db = self.open_database()
         db.stamp()
-        os.unlink(self.path)
+        db.close()
         with self.assertRaises(Unavailable):
             db.stamp()
 

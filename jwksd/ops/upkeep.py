@@ -109,8 +109,10 @@ class Upkeep:
             self._log(f"{subject}: {trouble or 'works again'}")
 
     def in_trouble(self) -> bool:
-        """Whether anything that was reported still is wrong."""
-        return any(self._troubles.values())
+        """Whether anything that was reported still is wrong, or the database file was replaced."""
+        # Of a log that was deleted only once `tick` has saved what is in it: whoever is told that
+        # something is wrong may end the process.
+        return any(self._troubles.values()) or self._database.moved(log=False)
 
     def _make_due(self) -> None:
         if self._keys.make_due():

@@ -159,7 +159,7 @@ class Database(ABC):
         Costs a few microseconds: it is asked before the first request of a turn of the loop.
 
         Raises:
-            Unavailable: the database is gone or was replaced, or could not be read.
+            Unavailable: the database could not be read.
         """
 
     def watch(self, changed: Callable[[], None]) -> None:  # noqa: B027
@@ -183,8 +183,10 @@ class Database(ABC):
         return ()
 
     @abstractmethod
-    def moved(self) -> bool:
-        """Whether what is written now would be lost, because the database was replaced."""
+    def moved(self, *, log: bool = True) -> bool:
+        """Whether what is written now would be lost, because the database was replaced, or, unless
+        `log` is False, its write-ahead log.
+        """
 
     @abstractmethod
     def probe(self) -> None:

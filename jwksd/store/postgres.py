@@ -165,7 +165,7 @@ class PostgreSQL(Database):
         """See `database.Database`."""
         return frozenset(self._own.copy())
 
-    def moved(self) -> bool:
+    def moved(self, *, log: bool = True) -> bool:
         """Never: a session ends with its database."""
         return False
 

@@ -162,17 +162,17 @@ class SQLite(Database):
     def stamp(self) -> object:
         """A value that differs from an earlier one on this thread if the file changed in between.
 
-        Costs a few microseconds: it is asked before the first request of a turn of the loop.
+        Costs a few microseconds: it is asked before the first request of a turn of the loop. It
+        says nothing about a file that was deleted or replaced: see `moved`.
 
         Raises:
-            Unavailable: the file is gone or was replaced, or SQLite could not read it.
+            Unavailable: SQLite could not read the file, or `close` was called.
         """
-        self._require_in_place(self._files[:1])  # without the log: half the price
         return self.read("PRAGMA data_version")[0][0]
 
-    def moved(self) -> bool:
+    def moved(self, *, log: bool = True) -> bool:
         """Whether the database or its write-ahead log is not the file of that name any more."""
-        return _moved(self._files) is not None
+        return _moved(self._files if log else self._files[:1]) is not None
 
     def backup(self, target: str | os.PathLike[str]) -> None:
         """Copy a consistent state to the new file `target` while others read and write.
@@ -364,7 +364,7 @@ class ReadOnly(Database):
         """Refuse: without a connection that stays open nothing tells one state from the next."""
         raise Unavailable(READ_ONLY)
 
-    def moved(self) -> bool:
+    def moved(self, *, log: bool = True) -> bool:
         """Never: the file is opened by its name each time."""
         return False
 
