@@ -11,10 +11,12 @@ import re
 import sqlite3
 import subprocess
 import tempfile
+import time
 import unittest
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from xml.etree import ElementTree
 
 import grade
@@ -234,6 +236,18 @@ class AProgram(TemporaryFolder):
         program.kill()
         self.assertLess(len(program.log), 3 * sandbox.KEPT)
         self.assertTrue(program.log.startswith(b"first"))
+
+    def test_that_has_ended_is_known_with_its_last_words_however_late_they_are_read(self):
+        real = os.read
+
+        def read(descriptor: int, size: int) -> bytes:
+            time.sleep(0.2)  # a busy machine
+            return real(descriptor, size)
+
+        with mock.patch("jwksd.grading.sandbox.os.read", read):
+            program = self.run_it("echo begun; echo MemoryError; exit 1")
+            self.assertEqual(program.wait(60), 1)
+        self.assertEqual(program.log, b"begun\nMemoryError\n")
 
     def test_that_starts_too_many_processes_is_stopped(self):
         program = self.run_it("for i in 1 2 3 4 5 6 7 8; do sleep 60 & done; wait")

@@ -42,6 +42,7 @@ WARDEN = OURS + "from jwksd.grading import warden; warden.main()"
 MIB = 1 << 20
 KEPT = 64 * 1024  # octets of output at its beginning, and as many at its end
 TICK = 0.2  # s between two looks at what a submission uses
+LAST_WORDS = 2.0  # s to read what it printed; a process that it left behind may keep the pipe open
 # linux/mount.h, linux/fcntl.h, linux/sched.h, linux/if.h, linux/prctl.h; 442 on every architecture
 MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = 442, -100, 0x8000, 1
 CLONE_NEWNET, SIOCSIFFLAGS, IFF_UP, PR_SET_CHILD_SUBREAPER = 0x40000000, 0x8914, 1, 36
@@ -134,7 +135,10 @@ class Program:
             preexec_fn=lambda: bound(limits),
         )
         self.over = threading.Event()
-        threading.Thread(target=self.listen, args=(self.process.stdout,), daemon=True).start()
+        self.listener = threading.Thread(
+            target=self.listen, args=(self.process.stdout,), daemon=True
+        )
+        self.listener.start()
         threading.Thread(target=self.watch, daemon=True).start()
 
     def listen(self, stream: IO[bytes]) -> None:
@@ -176,9 +180,11 @@ class Program:
     def wait(self, seconds: float) -> int | None:
         """Its exit status; None if it has not ended in time."""
         try:
-            return self.process.wait(seconds)
+            status = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             return None
+        self.listener.join(LAST_WORDS)  # what it printed before its end is still in the pipe
+        return status
 
     def kill(self) -> None:
         """End it with all that it started."""
@@ -198,8 +204,7 @@ class Program:
             left = []
             if not [pid for pid in descendants(os.getpid()) if pid != self.process.pid]:
                 break
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(10)
+        self.wait(10)
 
 
 def bound(limits: Mapping[str, int]) -> None:

@@ -186,13 +186,13 @@ def listen(host: str, port: int, mode: int = SOCKET_MODE) -> socket.socket:
 class FileListener(socket.socket):
     """A listening socket in the file system."""
 
-    file: tuple[int, int] | None = None  # its identity: another server may have taken the name
+    file: os.stat_result | None = None  # of the socket: another server may have taken the name
 
     def unlink(self) -> None:
         """Remove the file, if it is still its own."""
         with suppress(OSError):
             path = self.getsockname()
-            if path and identity(path) == self.file:
+            if self.file and os.path.samestat(os.stat(path), self.file):
                 os.unlink(path)
 
 
@@ -204,7 +204,7 @@ def listen_unix(path: str, mode: int = SOCKET_MODE) -> socket.socket:
             if is_abandoned(path):
                 os.unlink(path)
             listener.bind(path)
-            listener.file = identity(path)
+            listener.file = os.stat(path)
             os.chmod(path, mode)
             listener.listen(BACKLOG)
     except OSError:
@@ -241,11 +241,6 @@ def alone_in(folder: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)  # and with it the lock
-
-
-def identity(path: str) -> tuple[int, int]:
-    found = os.stat(path)
-    return found.st_dev, found.st_ino
 
 
 def is_abandoned(path: str) -> bool:

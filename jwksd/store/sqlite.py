@@ -41,7 +41,7 @@ from jwksd.store.dialects import SQLITE
 
 T = TypeVar("T")
 Accept = Callable[[sqlite3.Connection], None]
-File = tuple[str, tuple[int, int]]  # a name, and the device and inode that it led to at the start
+File = tuple[str, os.stat_result]  # a name, and what it led to at the start
 
 BUSY_SECONDS = 5.0  # how long another process may hold the write lock before we answer 503
 READ_ONLY = "the database was opened for reading only"
@@ -123,7 +123,7 @@ class SQLite(Database):
         try:
             _create_private(self.path)
             self._connection = _prepared(self._connect(), accept)
-            self._files = _identities(self.path)
+            self._files = _files_of(self.path)
         except (OSError, *DAMAGED, CannotOpen) as error:
             raise CannotOpen(_why_not(self.path, error)) from error
         self._writer = Writer(self._commit)
@@ -471,22 +471,17 @@ def _create_private(path: Path) -> None:
         return
 
 
-def _identities(path: Path) -> list[File]:
+def _files_of(path: Path) -> list[File]:
     # SQLite puts the log beside what a symbolic link leads to.
     names = [str(path), f"{os.path.realpath(path)}-wal"]
-    return [(name, _identity(name)) for name in names]
-
-
-def _identity(name: str) -> tuple[int, int]:
-    found = os.stat(name)
-    return found.st_dev, found.st_ino
+    return [(name, os.stat(name)) for name in names]
 
 
 def _moved(files: list[File]) -> str | None:
     """The first name that does not lead to the file it led to."""
     for name, known in files:
         try:
-            if _identity(name) != known:
+            if not os.path.samestat(os.stat(name), known):
                 return name
         except OSError:
             return name
