@@ -110,8 +110,8 @@ class Upkeep:
 
     def in_trouble(self) -> bool:
         """Whether anything that was reported still is wrong, or the database file was replaced."""
-        # Of a log that was deleted only once `tick` has saved what is in it: whoever is told that
-        # something is wrong may end the process.
+        # A deleted write-ahead log is no trouble before `tick` has saved what is in it: an operator
+        # who is told of a trouble may end the process.
         return any(self._troubles.values()) or self._database.moved(log=False)
 
     def _make_due(self) -> None:
