@@ -21,8 +21,8 @@ import binascii
 import json
 import urllib.parse
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
 
+from jwksd.store.claims import no_constant, unique_members
 from jwksd.store.names import Malformed
 
 # Counted in the text, brackets inside strings too: a password of 17 braces has to come as a form.
@@ -162,14 +162,14 @@ def _form(content: str, several: Sequence[str]) -> dict[str, object]:
         values = Repeated(value for key, value in pairs if key == name)
         if values:
             once.append((name, values[0] if len(values) == 1 else values))
-    return _unique(once)
+    return unique_members(once)
 
 
 def _json_object(content: str) -> dict[str, object]:
     if content.count("[") + content.count("{") > MAX_NESTING:
         raise Malformed(f"the JSON must not hold more than {MAX_NESTING} objects and arrays")
     try:
-        document = json.loads(content, object_pairs_hook=_unique, parse_constant=_no_constant)
+        document = json.loads(content, object_pairs_hook=unique_members, parse_constant=no_constant)
     except Malformed:
         raise
     except (ValueError, RecursionError) as error:  # ValueError: also an integer of 5,000 digits
@@ -177,14 +177,3 @@ def _json_object(content: str) -> dict[str, object]:
     if not isinstance(document, dict):
         raise Malformed("the JSON must be an object")
     return document
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise Malformed("a member occurs twice")
-    return members
-
-
-def _no_constant(_: str) -> NoReturn:
-    raise Malformed("NaN and Infinity are not JSON")

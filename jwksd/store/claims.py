@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
-from jwksd.store.names import fold
+from jwksd.store.names import Malformed, fold
 
 # RFC 7519 §4.1, and what issuers state: RFC 8693 §4 (act, may_act, client_id), RFC 7800 (cnf),
 # RFC 8417 (events, txn), OpenID Connect Core §2 and §3.3 (the rest).
@@ -92,7 +92,7 @@ def parse_json(name: str, text: str) -> Any:
     try:
         value = strict_json(text)
     except (ValueError, RecursionError) as error:
-        reason = f": {error}" if isinstance(error, BadClaim) else ""
+        reason = f": {error}" if isinstance(error, Malformed) else ""
         raise BadClaim(f"the value of {shown(name)} is not JSON{reason}") from None
     if value is None:
         raise BadClaim(f"null is no value: write {shown(name)}= to remove the claim")
@@ -106,10 +106,23 @@ def strict_json(text: str) -> Any:
         ValueError, RecursionError: it is not JSON, is read in two ways, or cannot be written again.
     """
     value = json.loads(
-        text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
+        text, object_pairs_hook=unique_members, parse_constant=no_constant, parse_float=_finite
     )
     json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate
     return value
+
+
+def unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The members of a JSON object; Malformed if a name occurs twice (RFC 8259 §4)."""
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise Malformed("a member occurs twice")
+    return members
+
+
+def no_constant(_: str) -> NoReturn:
+    """Malformed: the library reads NaN and Infinity, RFC 8259 §6 does not."""
+    raise Malformed("NaN and Infinity are not JSON")
 
 
 def is_reserved(name: str) -> bool:
@@ -173,19 +186,8 @@ def shown(text: str) -> str:
     return ascii(text[:60])
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise BadClaim("a member occurs twice")
-    return members
-
-
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):  # 1e400 would be written as Infinity
-        raise BadClaim("a number is too large")
+        raise Malformed("a number is too large")
     return number
-
-
-def _no_constant(_: str) -> NoReturn:
-    raise BadClaim("NaN and Infinity are not JSON")
