@@ -495,7 +495,7 @@ def escaped(text: str) -> str:
 
 
 def code_point(char: str) -> str:
-    """Its number."""
+    """The escape of a character that `escaped` does not show."""
     return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"
 
 

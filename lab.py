@@ -206,7 +206,7 @@ def serve(jwks: Object, port: int) -> ThreadingHTTPServer:
             self.wfile.write(document if found else b"")
 
         def log_message(self, *words: object) -> None:
-            """Nothing: the lab prints its table alone."""
+            """Print nothing: the lab prints its table alone."""
 
     return ThreadingHTTPServer(("127.0.0.1", port), Handler)
 

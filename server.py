@@ -190,7 +190,7 @@ class App:
         return self.log_in(request)
 
     def log_in(self, request: Request) -> Future[Response]:
-        """The same without the limit."""
+        """Read a request for a token and have a worker judge it: /auth without its limit."""
         asked = oauth.token_request(request.headers, request.body)
         audience = oauth.narrowed_audience(asked.targets, self.settings.audience)
         expired = inputs.flag(request.query, "expired")

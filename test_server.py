@@ -253,7 +253,7 @@ class Auth(ServerTest):
             self.demand(False, f"no token for a wrong password from {wrong.asked}", wrong, rule)
 
     def test_gives_an_expired_token_on_request(self) -> None:
-        """It has expired, and no published key signed it, whatever kid it names."""
+        """The token has expired, and no published key signed it, whatever kid it names."""
         self.given("token")
         document = dict(zip(("username", "password"), self.given("account")))
         answer = self.ask("POST", "/auth?expired=true", document)
@@ -462,7 +462,7 @@ class Everything(ServerTest):
         self.demand(lengths[1] in (lengths[0], None), wanted, lengths, "RFC 9110 §8.6")
 
     def test_knows_nothing_at_other_paths(self) -> None:
-        """And says so by the status."""
+        """The status says that nothing is there (RFC 9110 §15.5.5)."""
         self.expect([self.ask("GET", "/nothing/here")], "unknown", "RFC 9110 §15.5.5")
 
     def test_refuses_nonsense_with_400_and_never_with_a_5xx(self) -> None:

@@ -49,7 +49,8 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 import jwt_minimal
 from bench.loader import Answers, Load, percentile, post
-from bench.serving import ROOT, Process, free_port, serving, started
+from bench.serving import ROOT, Process, serving, started
+from tests.support import free_port
 
 CLIENTS = (8, 16, 64)  # DESIGN §4
 USERS = 16

@@ -40,7 +40,7 @@ from unittest import mock
 from bench.serving import ROOT, Process
 from jwksd.store.keystore import KeyStore, Policy
 from tests.live.clusters import Cluster, Clusters, why_not
-from tests.live.issuing import free_port
+from tests.support import free_port
 
 CLIENTS = 8
 LOGINS_EACH = 20  # with one account, before the client registers the next
@@ -226,7 +226,7 @@ def freeze_the_primary(stage: Stage, seconds: float) -> Cluster:
 
 
 def thaw_it_soon(stage: Stage, seconds: float) -> Cluster:
-    """The same, thawed before any server has given it up."""
+    """The frozen primary is thawed after the promotion, before any server has given it up."""
     stage.primary.freeze()
     stage.standby.promote()
     stage.primary.thaw()

@@ -168,7 +168,7 @@ def removal(engine: Engine, database: Database) -> None:
 
 @contextlib.contextmanager
 def engines(only: str) -> Iterator[list[Engine]]:
-    """Those that are here."""
+    """The databases that this machine has: SQLite, and PostgreSQL if it is installed."""
     with contextlib.ExitStack() as stack:
         path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jwks-growth-")), "db")
         found = [Engine("SQLite", str(path), lambda: SQLite(path), {})]

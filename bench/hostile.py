@@ -229,7 +229,7 @@ def bodies_behind_a_proxy(target: Target) -> None:
 
 
 def bodies_of_one_network(target: Target) -> None:
-    """The same from all networks /64 of one /48: they would fill all places."""
+    """Unfinished posts from all networks /64 of one /48: they would fill all places."""
     body = f"{HEAD}X-Forwarded-For: 2001:db8:1:NUMBER::1\r\nContent-Length: 100\r\n\r\n{{".encode()
     hold(target, PLACES * 104 // 100, lambda number: PROXY, body)
 

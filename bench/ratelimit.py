@@ -42,7 +42,7 @@ Hit = Callable[[str], object]
 
 
 def ours(sources: int) -> Hit:
-    """This project's limiter, with room for all sources."""
+    """The limiter of ratelimit.py, with room for all sources."""
     return Limiter(parse_limit(LIMIT), max_sources=sources).hit
 
 

@@ -93,7 +93,7 @@ class Issuer:
             self.add(at)
 
     def start_again(self, now: float) -> None:
-        """It was off until now."""
+        """Rotation is on from now: it was off before."""
         self._since = now
         self.run(now)
 

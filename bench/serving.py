@@ -137,12 +137,6 @@ def cpu_seconds(process: int) -> float:
     return own + sum(cpu_seconds(child) for child in children)
 
 
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 def command(
     *flags: str, db: Path | str, tree: Path = ROOT, port: int = 0, log: str = "off"
 ) -> list[str]:

@@ -50,7 +50,7 @@ def settings_of_the_page() -> str:
 
 
 def without_intervals(text: str) -> str:
-    """The same with Litestream's own intervals."""
+    """A configuration with Litestream's own intervals instead."""
     return re.sub(r"(?m)^.*-interval:.*\n", "", text)
 
 

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from bench import serving
+from tests.support import free_port
 
 FLASK_APP = """
 import json, sqlite3, sys, time, uuid
@@ -73,12 +74,12 @@ def until_first_answer(command: list[str], port: int) -> float:
 
 
 def ours(tree: Path, database: Path) -> float:
-    port = serving.free_port()
+    port = free_port()
     return until_first_answer(serving.command(db=database, tree=tree, port=port), port)
 
 
 def flask(database: Path) -> float:
-    port = serving.free_port()
+    port = free_port()
     return until_first_answer([sys.executable, "-c", FLASK_APP, str(port), str(database)], port)
 
 

@@ -36,6 +36,7 @@ from typing import NamedTuple
 
 from bench import others, serving
 from bench.loader import ask
+from tests.support import free_port
 
 Row = dict[str, float]
 SERVERS = [
@@ -113,7 +114,7 @@ class Figure(NamedTuple):
 @contextlib.contextmanager
 def started(name: str, folder: Path, tls: str) -> Iterator[serving.Process]:
     """A server that answers. `LookupError` if it is not installed."""
-    port = serving.free_port()
+    port = free_port()
     command = others.command(name, port, folder, tls)
     if command is None:
         raise LookupError(name)
@@ -302,7 +303,7 @@ def measure(
 
 
 def table(rows: Mapping[str, Row]) -> str:
-    """The same for a reader."""
+    """The figures of a scenario as text."""
     ours = rows.get("ours", {}).get("rate", 0.0)
     lines = []
     for name, row in rows.items():

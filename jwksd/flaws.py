@@ -396,7 +396,7 @@ class Group(NamedTuple):
     why: str
 
     def rows(self, by: Signer) -> Iterator[dict[str, str]]:
-        """Its rows of the catalogue."""
+        """The rows of the catalogue for this group's tokens."""
         shared = {name: value for name, value in self._asdict().items() if name != "tokens"}
         for name, token in self.tokens(by):
             yield {"name": name, "token": token, **shared, **OWN_SECTIONS.get(name, {})}

@@ -58,7 +58,7 @@ class NotFound(Exception):
 
 
 class Forbidden(Exception):
-    """This client may not see it."""
+    """This client may not see what is at this path."""
 
 
 class NotReady(Exception):
@@ -249,7 +249,7 @@ def inspector_page() -> dict[str, PageFile]:
 
 
 def with_fields(fields: tuple[tuple[str, str], ...], response: Response) -> Response:
-    """The same response with more fields."""
+    """A copy of the response with more fields."""
     return Response(response.status, (*response.headers, *fields), response.body)
 
 

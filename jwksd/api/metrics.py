@@ -47,7 +47,7 @@ class Seconds:
         self._sums: dict[str, float] = {}
 
     def of(self, route: str, endpoint: Endpoint) -> Endpoint:
-        """The same endpoint; what its answers take is counted, where it does not raise."""
+        """`endpoint`, with the seconds until its answers counted, where it does not raise."""
 
         def answer_timed(request: httpd.Request) -> httpd.Answer:
             started = self.now()

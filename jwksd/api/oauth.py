@@ -80,7 +80,7 @@ def token_request(headers: Mapping[str, str], body: bytes) -> TokenRequest:
 
 
 def grant_request(headers: Mapping[str, str], members: Mapping[str, object]) -> TokenRequest:
-    """The same for OAuth 2."""
+    """Read a request with a `grant_type` (RFC 6749 §4.3.2, §4.4.2); raises as `token_request`."""
     grant = inputs.text(members, "grant_type")
     if grant not in GRANTS:
         raise GrantError("unsupported_grant_type", f"the grants here are {' and '.join(GRANTS)}")

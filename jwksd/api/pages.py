@@ -93,7 +93,7 @@ def preflight(allowed: str, origin_fields: tuple[tuple[str, str], ...]) -> Respo
 
 
 def is_address(name: str) -> bool:
-    """Whether it is an IP address, which nobody can point elsewhere."""
+    """Whether a host is an IP address, which nobody can point elsewhere."""
     try:
         ipaddress.ip_address(name)
     except ValueError:

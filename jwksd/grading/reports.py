@@ -62,7 +62,7 @@ class Graded(NamedTuple):
         return sum(it.points for it in self.verdicts if it.verdict == verdict)
 
     def row(self) -> dict[str, str]:
-        """Its row of grades.csv."""
+        """The submission's row of grades.csv."""
         parts = [self.points(verdict) for verdict in (PASSED, FAILED, OPEN)]
         shown = [f"{number:g}" for number in (*parts, sum(parts))]
         outcome = self.outcome if self.isolated else f"{self.outcome} (not isolated)"

@@ -75,6 +75,6 @@ def sound(said: Any, checks: Collection[str]) -> Rubric:
 
 
 def require_known(unknown: set[str], kind: str) -> None:
-    """Nothing unknown; ValueError names what is."""
+    """Raise ValueError with the names that are unknown, if any are."""
     if unknown:
         raise ValueError(f"no such {kind}: {', '.join(sorted(unknown))}")

@@ -178,7 +178,7 @@ class Program:
         return ""
 
     def wait(self, seconds: float) -> int | None:
-        """Its exit status; None if it has not ended in time."""
+        """The program's exit status; None if it has not ended in time."""
         try:
             status = self.process.wait(seconds)
         except subprocess.TimeoutExpired:

@@ -105,7 +105,7 @@ def times(limits: Limits) -> dict[int, float]:
 
 
 def times_when_crowded(limits: Limits) -> dict[int, float]:
-    """The same once nine tenths of the places are taken."""
+    """How many seconds each phase may last once nine tenths of the places are taken."""
     shorter = {
         SHAKE: limits.head_full,
         IDLE: limits.idle_full,
@@ -158,7 +158,7 @@ class Handler(BaseHTTPRequestHandler):
     # --- events: called by the loop
 
     def resume(self) -> None:
-        """It is this connection's turn again."""
+        """Go on after a pause: the loop has given this connection its turn."""
         self.paused = False
         if self.phase >= WORK:  # the server stops, or its time was over meanwhile
             return
@@ -205,7 +205,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close()
 
     def wait_on(self, to_write: bool) -> None:
-        """Nothing to read but, perhaps, a handshake or other records without content."""
+        """Wait for the socket: it gave no content, at most a handshake or other records of TLS."""
         if self.phase == SHAKE and self.tls is not None and self.tls.established:
             self.enter(IDLE)
         if to_write and self.phase == IDLE:

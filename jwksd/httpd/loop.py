@@ -361,7 +361,7 @@ class Server:
             self.log(f"warning: no more connections for now: {failure.strerror}")
 
     def forget(self, handler: Handler) -> None:
-        """It is closed."""
+        """Take a closed connection off the books."""
         self._connections.discard(handler)
         self.stats.connections_open -= 1
         counted = handler.named if handler.proxied else handler.client

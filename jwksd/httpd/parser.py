@@ -152,7 +152,7 @@ class Request:
         self.version = version
 
     def of(self, client: str) -> Request:
-        """The same request of another client, if it has no body; the headers are shared."""
+        """A copy of this request, which has no body, for another client; both share the headers."""
         return Request(
             *(self.method, self.path, self.query, self.headers, b"", client),
             keep_alive=self.keep_alive,

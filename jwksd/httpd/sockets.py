@@ -112,7 +112,7 @@ class Events:
         self._selector = selectors.DefaultSelector()
 
     def watch(self, descriptor: int, events: int, react: Callable[[], object]) -> None:
-        """Call this at READ or WRITE, or when the peer has closed; not any more if it is 0."""
+        """Call `react` at READ or WRITE, or when the peer has closed; with 0, no longer."""
         if not events:
             self._selector.unregister(descriptor)
         elif descriptor in self._selector.get_map():
@@ -121,7 +121,7 @@ class Events:
             self._selector.register(descriptor, events, react)
 
     def forget(self, descriptor: int) -> None:
-        """The same as 0 for a descriptor that is closed next."""
+        """Watch a descriptor no longer; it is closed next."""
         self._selector.unregister(descriptor)
 
     def wait(self, seconds: float) -> list[Callable[[], object]]:
@@ -133,7 +133,7 @@ class Events:
 
 
 class Epoll(Events):
-    """The same without the layer of `selectors`: a third of a turn's price (Linux)."""
+    """`Events` on Linux without the layer of `selectors`, which costs a third of a turn."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()

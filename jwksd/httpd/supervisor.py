@@ -34,16 +34,16 @@ class Supervisor:
         return cls(environ.get("NOTIFY_SOCKET", ""), interval)
 
     def ready(self) -> None:
-        """It serves, for the first time or again."""
+        """Say that the server serves, for the first time or again."""
         self._send("READY=1")
 
     def reloading(self) -> None:
-        """It reads files again; `ready` follows."""
+        """Say that the server reads its files again; `ready` follows."""
         microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._send(f"RELOADING=1\nMONOTONIC_USEC={microseconds}")
 
     def stopping(self) -> None:
-        """It answers what is in flight, and ends."""
+        """Say that the server answers what is in flight, and ends."""
         self._send("STOPPING=1")
 
     def turned(self, now: float) -> None:

@@ -75,7 +75,7 @@ def refuse_pass_phrase() -> str:
 
 
 class WantsToWrite(BlockingIOError):
-    """Nothing is read before the client has taken what is `unsent`."""
+    """The client has to take what is `unsent` before anything is read."""
 
 
 class WantsToCompute(BlockingIOError):

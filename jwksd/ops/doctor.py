@@ -84,7 +84,7 @@ class Shared(Installation):
 
 @dataclass(frozen=True)
 class Examined(Shared):
-    """The same with a file, of which there is more to look at."""
+    """An installation whose database is a file of SQLite, which has more to look at."""
 
     database: ReadOnly
 
@@ -485,13 +485,13 @@ def users(place: Shared) -> Verdict:
 
 
 def logins(place: Shared) -> Verdict:
-    """The newest."""
+    """When somebody logged in last."""
     newest = accounts.newest_login(place.database)
     return OK, "nobody has logged in" if newest is None else f"the newest at {newest:.19} UTC"
 
 
 def log(place: Shared) -> Verdict:
-    """Its size, and whether old rows are removed."""
+    """The size of the login log, and whether its old rows are removed."""
     first, _, rows = place.logins().extent()
     keep = place.config.log_retention
     if not rows:

@@ -252,7 +252,7 @@ def enter_names(database: Database) -> None:
 
 
 def is_text(name: object) -> bool:
-    """Whether it could be a parameter of a statement: other programs may store any octets."""
+    """Whether a name can be a parameter of a statement: other programs may store any octets."""
     try:
         return bool(str(name).encode())
     except UnicodeEncodeError:

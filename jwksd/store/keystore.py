@@ -572,7 +572,7 @@ def require_ours(connection: Reading) -> None:
 
 
 def is_sealed(blob: bytes) -> bool:
-    """Whether it looks like a key that we sealed, with whatever secret."""
+    """Whether a blob looks like a key that this program sealed, with whatever secret."""
     try:
         salt_of(blob)
     except SealBroken:

@@ -216,7 +216,7 @@ class Progress:
         self.after = max(self.after, number - 1)
 
     def is_new(self, number: int) -> bool:
-        """Whether it was not given before; it is now."""
+        """Whether a row was not given before; from now on it counts as given."""
         known = number in self._given
         self._given.add(number)
         return not known

@@ -163,7 +163,7 @@ def checked(table: Table, row: Sequence[Any]) -> Row:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether it has a UTF-8 form; octets that have none were read as lone surrogates."""
+    """Whether a text has a UTF-8 form; octets that were not UTF-8 became lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -48,7 +48,7 @@ def _folded(name: str) -> str:
 
 
 class Malformed(ValueError):
-    """This cannot be a name, an e-mail address or a password; the sentence says why."""
+    """The input cannot be read, or cannot be a name, an address or a password; it says why."""
 
 
 def checked_name(text: str) -> str:

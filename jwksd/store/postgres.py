@@ -484,7 +484,7 @@ def find_durability(read: Read) -> list[Finding]:
 
 
 def find_standbys(read: Read) -> list[Finding]:
-    """Those that follow, and how far behind they are."""
+    """The standbys that follow, and how far behind they are."""
     rows = read(
         "SELECT application_name::text, coalesce(sync_state, '-'), "
         "coalesce(extract(epoch FROM replay_lag), 0)::double precision "

@@ -151,11 +151,11 @@ class Session:
 
     @property
     def closed(self) -> bool:
-        """Whether it is of no more use."""
+        """Whether the connection is of no more use."""
         return self._link.closed or self._link.broken
 
     def close(self) -> None:
-        """End it."""
+        """Close the connection."""
         self._link.close()
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> psycopg.Cursor[Any]:
@@ -207,7 +207,7 @@ class Session:
             self.execute(sql, (table, column, number))
 
     def overwrite(self) -> None:
-        """Nothing: PostgreSQL keeps old versions of a row until it is vacuumed."""
+        """Do nothing: PostgreSQL keeps old versions of a row until it is vacuumed."""
 
     def begin(self) -> int:
         """Begin a transaction: its number, as `Dialect.writer` gives it."""

@@ -68,10 +68,10 @@ class Writing(sqlite3.Connection):
     sql = SQLITE
 
     def lock(self, table: str, numbers: Collection[int | None]) -> None:
-        """Nothing: the whole file is locked."""
+        """Do nothing: the whole file is locked."""
 
     def freeze(self, tables: Sequence[str]) -> None:
-        """Nothing: the whole file is locked."""
+        """Do nothing: the whole file is locked."""
 
     def last_number(self, table: str, column: str) -> int:
         """See `database.Connection`."""
@@ -325,7 +325,7 @@ def _rewrite_version(connection: Connection) -> None:
 
 
 class ReadOnly(Database):
-    """The same file for a command that only looks: nothing is made, migrated or written, not even
+    """The database for a command that only looks: nothing is made, migrated or written, not even
     by SQLite.
 
     Nothing is opened before the first question, and each has its own connection, so that a server
@@ -353,11 +353,11 @@ class ReadOnly(Database):
             raise Unavailable(f"cannot read {self.path.name}: {error}") from error
 
     def append(self, write_rows: WriteRows, row: Any, future: Future[T], result: T) -> None:
-        """Refuse: it is not for writing."""
+        """Refuse: this database is not for writing."""
         future.set_exception(Unavailable(READ_ONLY))
 
     def expect(self) -> contextlib.AbstractContextManager[None]:
-        """Nothing: no row can come."""
+        """Do nothing: no row can come."""
         return contextlib.nullcontext()
 
     def stamp(self) -> object:
@@ -369,7 +369,7 @@ class ReadOnly(Database):
         return False
 
     def probe(self) -> None:
-        """Refuse: it is not for writing."""
+        """Refuse: this database is not for writing."""
         raise Unavailable(READ_ONLY)
 
     def backup(self, target: str | os.PathLike[str]) -> None:
@@ -394,7 +394,7 @@ class ReadOnly(Database):
             raise CannotOpen(_why_not(self.path, error)) from error
 
     def schema(self) -> tuple[int, list[str]]:
-        """Its version, and those of its tables that are missing.
+        """The version of the schema, and the tables that are missing.
 
         Raises:
             Unavailable: SQLite could not read the file.
@@ -440,7 +440,7 @@ class ReadOnly(Database):
         return any(os.path.exists(f"{real}{end}") for end in ends)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
 
 def _as_unavailable(error: Exception) -> Exception:

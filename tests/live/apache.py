@@ -8,7 +8,8 @@ import os
 import unittest
 from typing import ClassVar
 
-from tests.live.issuing import ELSEWHERE, AsThePageSays, begin, free_port, needs
+from tests.live.issuing import ELSEWHERE, AsThePageSays, begin, needs
+from tests.support import free_port
 
 MODULES = "/usr/lib/apache2/modules"
 CONFIG = """

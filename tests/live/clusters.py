@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.live.issuing import free_port
+from tests.support import free_port
 
 INSTALLED = Path("/usr/lib/postgresql")
 ROLE = DATABASE = "keys"

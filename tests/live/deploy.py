@@ -21,7 +21,7 @@ import unittest
 from jwksd.ops import settings, startup
 from tests.httpd_live import wait_until
 from tests.live.process import Server
-from tests.support import CHEAPEST, ROOT, TemporaryFolder
+from tests.support import CHEAPEST, ROOT, TemporaryFolder, free_port
 from tests.test_httpd_tls import make_certificate
 
 WORST_EXPOSURE = 1.5
@@ -31,11 +31,6 @@ CONTAINERFILE = (DEPLOY / "Containerfile").read_text("utf-8")
 UNIT = str(DEPLOY / "jwks-server.service")
 # The command that follows runs under the filters of the unit.
 FILTERED = [sys.executable, str(ROOT / "tests/under_filter.py"), UNIT]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def ask(port: int, method: str, path: str, body: str | None = None, tls: bool = False, **fields):

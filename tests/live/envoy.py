@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import urlsplit
 
-from tests.live.issuing import ELSEWHERE, AsThePageSays, begin, free_port, needs_module
+from tests.live.issuing import ELSEWHERE, AsThePageSays, begin, needs_module
+from tests.support import free_port
 
 # Every request that the filter lets through is answered with the name that it read.
 CONFIG = """

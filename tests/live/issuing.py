@@ -6,11 +6,9 @@ Each of these tests runs somebody else's program. One that is not installed is s
 from __future__ import annotations
 
 import base64
-import contextlib
 import importlib.util
 import json
 import os
-import random
 import re
 import shlex
 import shutil
@@ -29,7 +27,7 @@ import jwt_minimal
 import server
 from jwksd.ops import settings
 from jwksd.store.accounts import Accounts
-from tests.support import CHEAPEST, ROOT
+from tests.support import CHEAPEST, ROOT, free_port
 from tests.test_httpd_tls import make_certificate
 
 START_SECONDS = 90  # for an Erlang node on a busy machine; it takes five on an idle one
@@ -89,14 +87,6 @@ def needs(*programs: str) -> Callable[[T], T]:
     """Skip a test where one of these programs or files is missing."""
     missing = [name for name in programs if not (shutil.which(name) or os.path.exists(name))]
     return unittest.skipIf(bool(missing), f"not installed: {' '.join(missing)}")
-
-
-def free_port() -> int:
-    """A port of the loopback that nobody has now, nor gets by chance: Linux gives out others."""
-    for port in random.sample(range(20_000, 32_000), 100):
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-    raise AssertionError("every port is taken")
 
 
 def listens(port: int, process: subprocess.Popen[bytes], seconds: float) -> bool:

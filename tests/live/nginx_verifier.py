@@ -12,8 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 from urllib.parse import unquote
 
-from tests.live.issuing import ELSEWHERE, AsThePageSays, begin, free_port, needs
-from tests.support import ROOT
+from tests.live.issuing import ELSEWHERE, AsThePageSays, begin, needs
+from tests.support import ROOT, free_port
 
 CONFIG = """
 pid {folder}/pid;

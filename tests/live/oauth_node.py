@@ -20,9 +20,9 @@ from tests.live.issuing import (
     AsThePageSays,
     Issuing,
     ask_program,
-    free_port,
     needs,
 )
+from tests.support import free_port
 
 PACKAGES = ("jose@6", "openid-client@6", "oauth4webapi@3", "simple-oauth2@5")
 INSTALL = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--silent", *PACKAGES]

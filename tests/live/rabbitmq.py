@@ -20,10 +20,10 @@ from tests.live.issuing import (
     STOP_SECONDS,
     AsThePageSays,
     end,
-    free_port,
     listens,
     needs,
 )
+from tests.support import free_port
 
 PROGRAM = "/usr/lib/rabbitmq/bin/rabbitmq-server"  # Debian's, without its change of user
 PLUGINS = "[rabbitmq_auth_backend_oauth2]."

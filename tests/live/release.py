@@ -13,8 +13,7 @@ import tarfile
 import unittest
 import urllib.request
 
-from tests.live.deploy import free_port
-from tests.support import ROOT, TemporaryFolder
+from tests.support import ROOT, TemporaryFolder, free_port
 
 LARGEST = 500_000  # octets of the one file
 

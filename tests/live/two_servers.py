@@ -20,9 +20,9 @@ from pathlib import Path
 from bench import rotation_live
 from tests.httpd_live import wait_until
 from tests.live.deploy import DEPLOY, AProxy, ask
-from tests.live.issuing import free_port, needs
+from tests.live.issuing import needs
 from tests.live.process import SECRET, ProcessTest, Server
-from tests.support import CHEAPEST, ROOT
+from tests.support import CHEAPEST, ROOT, free_port
 from tests.test_httpd_tls import make_certificate
 
 JWKS = "/.well-known/jwks.json"
