@@ -117,7 +117,7 @@ def keys_export(place: Installation, options: argparse.Namespace) -> Lines:
 def rekey(place: Installation, options: argparse.Namespace) -> Lines:
     """Seal every key that NOT_MY_KEY_PREVIOUS opens with NOT_MY_KEY; prints how many."""
     if not keystore.has_keys(place.database):
-        raise Refused("there are no keys to seal anew")
+        raise Refused("there are no keys to seal with another secret")
     keys = opened_keys(place)
     with progress.shown("rekey"):
         count = keys.rekey(dry_run=options.dry_run)

@@ -3,8 +3,8 @@
     python -m bench.enumeration [ATTEMPTS]        (1,500 of each kind if not given)
 
 Three kinds of refused login, one connection, in random order: a wrong password of an existing user
-(who is logged in, so that his real password is remembered), an unknown name, and a deleted user's
-name with what was his password. For each pair of kinds:
+(who is logged in, so that their real password is remembered), an unknown name, and a deleted user's
+name with the password that they had. For each pair of kinds:
 
     medians      and by how much they differ
     separation   the chance that an attempt of the first kind takes longer than one of the second:

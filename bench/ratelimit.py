@@ -73,7 +73,7 @@ def address(number: int) -> str:
 
 
 def microseconds(hit: Hit, numbers: Sequence[int]) -> float:
-    """How long one hit takes: the median turn; every turn makes its strings anew."""
+    """How long one hit takes: the median turn; every turn makes new strings."""
     turns = []
     for first in range(0, len(numbers), TURN):
         names = [address(number) for number in numbers[first : first + TURN]]

@@ -42,7 +42,7 @@ CUBE_N = 2**2048 - 2**1024 - 1
 
 @dataclass(frozen=True)
 class Signer:
-    """Whoever holds an RSA key, and signs whatever they like with it."""
+    """The holder of an RSA key, who signs whatever they like with it."""
 
     key: Numbers  # n, e, p, q, dp, dq, qi
     header: Object

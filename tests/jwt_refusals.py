@@ -2,7 +2,7 @@
 
 The table is data, so that any implementation can be tried with it; this file is where its rows come
 from. Every signature is made with the published key of RFC 7515 A.2: the same rows come out each
-time (a test compares them). Write the table anew with `python -m tests.jwt_refusals`.
+time (a test compares them). Write the table again with `python -m tests.jwt_refusals`.
 
 A row: `name`; `refusal`, the class of error, or null if the token must be accepted; `token`;
 `key`, members laid over the signing key of the JWKS (null removes one); `checks`, the arguments of

@@ -18,7 +18,7 @@ from contextlib import suppress
 
 
 class Supervisor:
-    """Whoever started the process and wants to be told; nobody, if there is no address."""
+    """The program that started the process and wants to be told; none, without an address."""
 
     def __init__(self, address: str = "", interval: float = 0.0) -> None:
         """`interval`: within how many seconds it wants to hear of the loop; 0 for never."""

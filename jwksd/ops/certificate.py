@@ -3,7 +3,7 @@
 A signal handler may only set a flag; the upkeep's thread looks at it every second. The reading has
 a thread of its own: a file far away may take for ever, and keys cannot wait for it.
 
-It leaves out: noticing that the files have changed. Whoever renews them sends SIGHUP.
+It leaves out: noticing that the files have changed. The program that renews them sends SIGHUP.
 """
 
 from __future__ import annotations

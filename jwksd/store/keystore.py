@@ -7,13 +7,13 @@
     expire        it leaves the JWKS; the newest expired one stays, to sign tokens that must fail
 
 Rules of this file:
-- No state but the rows and the clock. Whoever reads the same rows at the same time (another server,
-  admin.py, the same server after a crash) comes to the same decision; the settings it rests on
-  stand in the table `key_policy`.
-- A key's `exp` may be shortened, by an operator who rotates early, never prolonged; and never so
-  that a token that it signed outlives it.
-- Whatever changes the table was decided on rows that are still there when it is written: else
-  another process was faster, and the decision is made again.
+- There is no state but the rows and the clock. Every program that reads the same rows at the same
+  time (another server, admin.py, the same server after a crash) comes to the same decision. The
+  settings that decide with them stand in the table `key_policy`.
+- An operator who rotates early shortens a key's `exp`, but no token outlives the key that signed
+  it. Nothing ever extends an `exp`.
+- A change is written only if the rows that it was decided on are still there. If another process
+  was faster, the decision is made again.
 - Refuse, never repair: a row that does not open is named in the log and skipped; if none of them
   opens, the secret is wrong, and nothing is written.
 - Signing never touches the database: `refresh` loads what changed, requests use a snapshot.
@@ -180,7 +180,7 @@ def _by_exp(key: Key) -> tuple[int, str]:
 class KeyStore:
     """The keys of a database, opened once and held as a snapshot.
 
-    `secret` seals; `previous` opens what has not been sealed anew with it. `log` gets sentences for
+    `secret` seals; `previous` opens what is not sealed with it yet. `log` gets sentences for
     an operator; `clock` is the wall clock, seconds since 1970.
     """
 

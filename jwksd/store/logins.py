@@ -207,7 +207,7 @@ class Progress:
         self._newest: int | None = None  # of the last reading, until the next one begins
 
     def restart(self) -> None:
-        """The log was emptied, and its numbers may have begun anew."""
+        """The log was emptied, and its numbers may have begun at 1 again."""
         self.after, self._newest = 0, None
         self._seen, self._given = [], set()
 

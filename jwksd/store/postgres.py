@@ -281,7 +281,7 @@ class PostgreSQL(Database):
         raise AssertionError("unreachable")
 
     def _drop_idle(self) -> None:
-        # What ended one session has most likely ended all: the next is made anew.
+        # What ended one session has most likely ended all of them.
         for _ in range(len(self._idle)):
             with contextlib.suppress(IndexError):
                 self._idle.pop().close()

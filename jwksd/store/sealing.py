@@ -9,13 +9,14 @@
 Rules of this file:
 - Its verbs come in pairs: encrypt and decrypt, seal and open_seal, the key to a JWK and back.
 - The format is RFC 7516 with alg=dir, enc=A256CBC-HS512 (RFC 7518 §5.2.5), so any JOSE library
-  opens a sealed key with the content key. `kid` and `exp` are authenticated with it: who can write
-  the file but does not know the secret cannot forge, exchange or prolong a key.
+  opens a sealed key with the content key. `kid` and `exp` are authenticated with it: a
+  program that can write the file but does not know the secret cannot forge, swap or extend a key.
 - The tag is compared before anything is decrypted, and every failure is the one `SealBroken`.
 
 AES and the private numbers of a key stay in this file.
 
-Left out: protection from who puts back an older copy of the whole file. No seal tells that.
+Left out: protection from an attacker who puts back an older copy of the whole file. No seal can
+tell that.
 """
 
 from __future__ import annotations

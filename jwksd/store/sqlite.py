@@ -286,8 +286,8 @@ class SQLite(Database):
     def _begin(self) -> None:
         """Take the write lock.
 
-        Whoever holds it for longer than we wait is asked briefly after that: else each batch would
-        wait in its turn, and the last in the queue for minutes.
+        If another process holds it for longer than one wait, the next waits are short: else each
+        batch would wait in its turn, and the last in the queue for minutes.
         """
         try:
             self._connection.execute("BEGIN IMMEDIATE")
@@ -505,7 +505,7 @@ def _prepare(connection: sqlite3.Connection, accept: Accept) -> None:
         raise CannotOpen("its file system cannot hold a write-ahead log; use a local disk")
     connection.execute("PRAGMA synchronous=FULL")  # an fsync a commit: acknowledged means on disk
     # KiB, of the writer alone: among a million accounts each login has a page of its own, and with
-    # SQLite's 2 MiB the pages of a few hundred users would be read anew each time.
+    # SQLite's 2 MiB the pages of a few hundred users would be read again each time.
     connection.execute("PRAGMA cache_size=-16000")
     if version < SCHEMA_VERSION:
         _migrate(connection)

@@ -303,7 +303,7 @@ class ClientsThatVanish(FaultTest):
         with contextlib.closing(sqlite3.connect(self.path)) as connection:
             rows = connection.execute("SELECT outcome, count(*) FROM auth_outcomes GROUP BY 1")
             ((outcome, count),) = rows.fetchall()
-        # Whoever left before his request was read is no attempt.
+        # A client that left before its request was read has made no attempt.
         self.assertEqual((outcome, 1 <= count <= 21), ("success", True))
 
 

@@ -94,7 +94,7 @@ def joserfc_(token: str) -> tuple[Any, bytes] | None:
 
 @st.composite
 def mutated_tokens(draw: st.DrawFn) -> str:
-    """A good token after up to three small accidents, or with one segment made anew."""
+    """A good token after up to three small accidents, or with one segment made again."""
     token = signed()
     for _ in range(draw(st.integers(0, 3))):
         at = draw(st.integers(0, len(token)))
