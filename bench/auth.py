@@ -7,7 +7,9 @@
 
 The others (bench/peers) do all of /register and /auth on a database of their own: Go and Node as
 ours does, with remembered passwords and shared commits; `ThreadingHTTPServer` as a student writes
-it, who remembers nothing. What is not installed is left out.
+it, who remembers nothing. `--servers ours "ours on PostgreSQL"` compares the two databases: every
+commit of PostgreSQL then waits for a synchronous standby on this machine. What is not installed is
+left out.
 
 The bare figure is that of as many threads as there are cores, in this process. Server and loader
 (one process each; 8, 16 and 64 kept connections) share the same cores, so that what the loader
@@ -39,6 +41,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import NamedTuple
@@ -49,7 +52,8 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 import jwt_minimal
 from bench.loader import Answers, Load, percentile, post
-from bench.serving import ROOT, Process, serving, started
+from bench.serving import ROOT, Process, command, serving, started
+from tests.live.clusters import DATABASE, Clusters, why_not
 from tests.support import free_port
 
 CLIENTS = (8, 16, 64)  # DESIGN §4
@@ -63,7 +67,9 @@ GO = {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode"}  # where Debian has t
 OTHER_TREE = "the other tree"
 GO_SERVER, NODE, STUDENT = "Go", "Node", "ThreadingHTTPServer"
 SERVERS = ("ours", OTHER_TREE, GO_SERVER, NODE, STUDENT)
+ON_POSTGRESQL = "ours on PostgreSQL"
 REPEATED, FIRST = "repeated login", "first login"
+COUNT = "SELECT count(*) FROM auth_logs"
 Row = dict[str, float]
 
 
@@ -158,26 +164,40 @@ def run_load(
 
 
 class Contender(NamedTuple):
-    """A server, its database, and the logins that it is sent."""
+    """A server, what counts the attempts in its log, and the logins that it is sent."""
 
     process: Process
-    database: Path
+    logged: Callable[[], int]
     requests: list[bytes]
 
-    def logged(self) -> int:
-        """The attempts in its log."""
-        uri = f"file:{self.database}?mode=ro"
-        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=30)) as reader:
-            return int(reader.execute("SELECT count(*) FROM auth_logs").fetchone()[0])
+
+def rows_in(database: Path) -> int:
+    """The attempts in the log of a file of SQLite."""
+    with contextlib.closing(
+        sqlite3.connect(f"file:{database}?mode=ro", timeout=30, uri=True)
+    ) as reader:
+        return int(reader.execute(COUNT).fetchone()[0])
 
 
-def contender(process: Process, database: Path) -> Contender:
+@contextlib.contextmanager
+def on_postgresql(*flags: str) -> Iterator[Contender]:
+    """Ours on a database of PostgreSQL with a standby that every commit waits for."""
+    with Clusters() as clusters:
+        primary = clusters.primary()
+        clusters.standby(primary, "standby")
+        primary.expect("standby")
+        environ = {"PGPASSFILE": str(clusters.passfile)}
+        with started(command(*flags, db=clusters.url(primary)), environ=environ) as process:
+            yield contender(process, lambda: int(primary.sql(COUNT, DATABASE)))
+
+
+def contender(process: Process, logged: Callable[[], int]) -> Contender:
     """A server with accounts, of which it remembers the passwords from here on if it does so."""
     accounts = [{"username": f"u{n}", "password": process.register(f"u{n}")} for n in range(USERS)]
     check_token(process.port, accounts[0])
     requests = [post("/auth", account) for account in accounts]
     run_load(process.port, requests, max(CLIENTS), 0.5)  # every thread of the server is there then
-    return Contender(process, database, requests)
+    return Contender(process, logged, requests)
 
 
 def check_token(port: int, account: dict[str, str]) -> None:
@@ -289,7 +309,7 @@ def measure(
     sign, verify_and_sign = bare()
     with tempfile.TemporaryDirectory(prefix="jwks-bench-") as name:
         folder = Path(name)
-        peers = built(folder) if set(wanted) - {"ours", OTHER_TREE} else {}
+        peers = built(folder) if set(wanted) & {GO_SERVER, NODE, STUDENT} else {}
         trees = {"ours": ROOT, **({OTHER_TREE: other} if other else {})}
         for title, against, flags in (
             (REPEATED, sign, ()),
@@ -308,7 +328,11 @@ def measure(
                         if name in trees
                         else peer(peers[name], database, forget=bool(flags))
                     )
-                    running[name] = contender(process, database)
+                    running[name] = contender(process, partial(rows_in, database))
+                if ON_POSTGRESQL in wanted and not (reason := why_not()):
+                    running[ON_POSTGRESQL] = stack.enter_context(on_postgresql(*flags))
+                elif ON_POSTGRESQL in wanted:
+                    print(f"{ON_POSTGRESQL} is left out: {reason}", file=sys.stderr)
                 yield title, compare(against, running, rounds)
 
 
@@ -316,7 +340,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tree", type=Path, metavar="DIR", help="another version of ours")
-    parser.add_argument("--servers", nargs="+", choices=SERVERS, default=SERVERS, metavar="NAME")
+    parser.add_argument(
+        "--servers", nargs="+", choices=(*SERVERS, ON_POSTGRESQL), default=SERVERS, metavar="NAME"
+    )
     options = parser.parse_args()
     print(f"{CORES} cores, Python {sys.version.split()[0]}, medians of {options.rounds} rounds")
     tree = options.tree.resolve() if options.tree else None
