@@ -18,7 +18,7 @@ Rules of this file:
 - A password is never an argument, which every user of the machine could read: it comes from
   standard input, or is made here and printed once.
 
-Left out: whatever the HTTP routes do. This is for whoever may write the database file.
+Left out: what the HTTP routes do. The commands are for users who may write the database file.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def keys_revoke(place: Installation, options: argparse.Namespace) -> Lines:
     """Delete a key at once, with every token it signed; prints the kid of one made instead."""
     said: list[str] = []
     keys = opened_keys(place, said.append)
-    for line in said:  # and nothing that is said later: that the key is gone is no news here
+    for line in said:  # no later line: the operator knows that the key is gone
         tell(line)
     try:
         made = keys.revoke(options.kid, replace=not options.no_replacement)
@@ -134,7 +134,7 @@ def backup(place: Installation, options: argparse.Namespace) -> Lines:
     # By the sizes of the files: SQLite's own progress wants a copy in steps, and such a copy begins
     # again whenever somebody writes between two of them. Beside a busy server it never ends.
     def copied() -> str:
-        """How much of it is there; what waits in the log comes on top."""
+        """How much is copied; the write-ahead log comes on top."""
         sizes = (os.path.getsize(file) / 1_048_576 for file in (options.file, place.config.db))
         return "{:.0f} of {:.0f} MiB".format(*sizes)
 
@@ -171,7 +171,7 @@ def users_add(place: Installation, options: argparse.Namespace) -> Lines:
 
 
 def given_password(stdin: TextIO) -> str:
-    """What standard input holds, without the line end that is the terminal's."""
+    """The content of standard input, without the line end of a terminal."""
     try:
         password = stdin.read(names.MAX_PASSWORD + 2)
     except (OSError, UnicodeDecodeError) as error:
@@ -236,7 +236,7 @@ def log_summary(kept: logins.LoginLog, wanted: logins.Wanted) -> Lines:
 
 
 def log_rows(place: Installation, wanted: logins.Wanted, last: int | None, follow: bool) -> Lines:
-    """The attempts, and those to come until Ctrl-C."""
+    """The attempts of the log; with --follow also new ones, until Ctrl-C."""
     yield "time\taddress\toutcome\tuser"
     kept, stamp = place.logins(), object()
     reached = logins.Progress(0 if last is None else kept.before_last(wanted, last))
@@ -392,7 +392,7 @@ COMMANDS: dict[str, tuple[Command, tuple[Argument, ...]]] = {
 }
 
 
-DONE: dict[Command, str] = {  # what cannot be asked again, and what to do if it was not read
+DONE: dict[Command, str] = {  # what cannot be undone, and what to do if the output was lost
     users_add: "the account is made: users reset gives it another password",
     users_reset: "the old password has ended: run the command again",
     keys_rotate: "the key is made: keys list names it",
@@ -407,7 +407,7 @@ REFUSALS = (
     Unavailable,
 )
 FLAGS = ("db", "argon2")  # the settings that it shares with the server
-FOUNDERS = (users_add, keys_rotate)  # may make the database; to the others its absence is a slip
+FOUNDERS = (users_add, keys_rotate)  # may make the database; for the others a missing one is a slip
 AS_IT_STANDS = {"kid", "name", "--user", "--email"}  # arguments that may begin with a hyphen
 
 
@@ -419,7 +419,7 @@ class CommandParser(settings.Parser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
-        """As argparse does; but what is none of the options is taken as it stands."""
+        """Parse as argparse does, but take a word that is no option as it stands."""
         words = list(args or ())
         if AS_IT_STANDS & {argument.name for argument in self.arguments}:
             words = told_apart(words, self.arguments)
@@ -427,7 +427,7 @@ class CommandParser(settings.Parser):
 
 
 def told_apart(words: Sequence[str], arguments: tuple[Argument, ...]) -> list[str]:
-    """The options first, their values joined to them, and whatever else they are told from.
+    """The words in an order that argparse reads rightly: options with joined values come first.
 
     argparse takes all that begins with a hyphen for an option, and the name `-hello` for `-h`.
     """
@@ -500,7 +500,7 @@ def code_point(char: str) -> str:
 
 
 def shown_time(seconds: object) -> str:
-    """A time of the table for people; what is none, or past the year 9999, as it stands there."""
+    """A time of the table as people read it; one that is none, or past 9999, as it stands."""
     try:
         number = float(str(seconds))
     except ValueError:
@@ -511,7 +511,7 @@ def shown_time(seconds: object) -> str:
 
 
 def tell(line: str) -> None:
-    """A sentence for the operator, beside the output. What it quotes may be another program's."""
+    """Print a sentence for the operator on standard error, escaped: it may quote strangers."""
     if sys.stderr is not None:
         print(escaped(line), file=sys.stderr)
 
@@ -522,7 +522,7 @@ def open_for(command: Command, path: str) -> Database:
     Raises:
         CannotOpen: it is not there, or cannot be used.
     """
-    if command in (diagnose, migrate):  # they open what they need themselves
+    if command in (diagnose, migrate):  # they open their databases themselves
         return ReadOnly(path)
     if command not in FOUNDERS and not startup.is_url(path) and not os.path.exists(path):
         raise CannotOpen(f"there is no database {path}: name it with --db")
@@ -530,7 +530,7 @@ def open_for(command: Command, path: str) -> Database:
 
 
 def is_text(word: str | None) -> bool:
-    """Whether an argument is text; octets that the locale has no characters for are none."""
+    """Whether an argument is text; octets that are no characters of the locale are not."""
     return word is None or not re.search("[\ud800-\udfff]", word)
 
 
@@ -578,7 +578,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def discard_output() -> None:
-    """Let the interpreter flush standard output, which nobody reads any more, into nothing."""
+    """Send what is left for standard output, which nobody reads any more, to the null device."""
     with contextlib.suppress(OSError):  # not a file, in a test
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -82,7 +82,7 @@ def read_class(path: Path) -> list[Submission]:
 
 
 def submission(row: dict[str, Any], beside: Path) -> Submission:
-    """A row, if it can be meant; folders are relative to the table."""
+    """A row as a Submission; folders are relative to the table. ValueError if it makes no sense."""
     cells = {name: (row.get(name) or "").strip() for name in COLUMNS}
     if None in row or not NAME.fullmatch(cells["name"]):
         raise ValueError(
@@ -130,7 +130,7 @@ class Grader:
         return reports.judge(who.name, told, self.rubric, isolated=self.isolated, port=who.port)
 
     def task(self, who: Submission, work: Path) -> dict[str, Any]:
-        """What the warden has to know."""
+        """The task for the warden."""
         theirs = (pair for pair in shlex.split(who.env) if not pair.startswith("JWKS_TEST_"))
         return {
             **who._asdict(), "env": shlex.join(theirs), "work": str(work),
@@ -151,7 +151,7 @@ class Grader:
         }  # fmt: skip
 
     def told(self, task: dict[str, Any], environ: dict[str, str]) -> list[dict[str, Any]]:
-        """What the warden printed, line by line; what it cannot end, is ended here."""
+        """What the warden printed, line by line; processes that it cannot end are ended here."""
         limits = self.rubric.limits
         patience = sum(limits[f"{what}_seconds"] for what in ("setup", "start", "total")) + SLACK
         process = subprocess.Popen(  # noqa: S603 (our own command)
@@ -168,7 +168,7 @@ class Grader:
 
 
 def parsed(line: str) -> dict[str, Any]:
-    """A line of the warden; nothing if it was cut off."""
+    """A line of the warden as an object; an empty one if it was cut off."""
     try:
         return dict(json.loads(line))
     except ValueError:
@@ -176,7 +176,7 @@ def parsed(line: str) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Grade everybody of the table; the exit status."""
+    """Grade every row of the table; the exit status."""
     everybody = read_class(options.table)
     asked = rubric.read(options.rubric, known_checks())
     chosen = [who for who in everybody if options.only in (None, who.name)]

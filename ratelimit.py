@@ -138,7 +138,7 @@ class Limiter:
         self._lock = threading.Lock()  # guards the two below, every log, and the order of times
         self._acquire, self._release = self._lock.acquire, self._lock.release
         self._logs: dict[str, array[int]] = {}
-        self._turns: deque[str] = deque()  # the sources of _logs, in the order to be looked at
+        self._turns: deque[str] = deque()  # the sources of _logs, in the order of their turns
 
     def __len__(self) -> int:
         """How many sources are remembered."""
@@ -241,7 +241,7 @@ def _policy(name: str, number: int) -> str:
 
 @lru_cache(maxsize=4_096)  # the clients of a busy minute
 def source(address: str) -> str:
-    """What an address is counted as: IPv4 as itself, IPv6 as its /64 (a customer has no less)."""
+    """The source of an address: IPv4 itself, the /64 of IPv6 (a customer has no less)."""
     if ":" not in address:
         return address
     parsed = _parse_address(address)
@@ -285,7 +285,7 @@ def is_trusted(address: str, trusted: Networks) -> bool:
 
 
 def client_address(peer: str, forwarded_for: str | None, trusted: Networks) -> str:
-    """The nearest address in peer, X-Forwarded-For from right to left, that is no trusted proxy.
+    """The nearest address in peer, X-Forwarded-For from right to left, that is not a trusted proxy.
 
     Only what a trusted proxy wrote is believed. A text that is no address ends the walk at the
     proxy that passed it on. Several X-Forwarded-For fields are one list: join them with commas, in

@@ -46,7 +46,7 @@ from typing import Any, Callable
 from urllib.parse import urlsplit
 
 # Our modules stand beside this file, also if it is reached through a link or by `python -I`. The
-# path is given back below: whoever imports this file finds their own modules, not ours.
+# path is given back below: a program that imports this file finds its own modules, not ours.
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 
 from jwksd.ops import packages
@@ -350,7 +350,7 @@ class App:
         return endpoint if name in UNTIMED else self.seconds.of(name, endpoint)
 
     def local(self, request: Request) -> str:
-        """The path without that of the issuer."""
+        """The path of a request without the path of the issuer in front."""
         path = request.path
         return path[len(self.base) :] if path.startswith(f"{self.base}/") else path
 
@@ -367,7 +367,7 @@ class App:
         return ratelimit.client_address(peer, forwarded, trusted)
 
     def is_proxy(self, peer: str) -> bool:
-        """Whether requests from there are those of the clients that they name."""
+        """Whether an address is a trusted proxy, which names the client in each request."""
         address = "127.0.0.1" if peer == "unix" else peer
         return ratelimit.is_trusted(address, self.settings.trusted_proxy)
 
@@ -403,7 +403,7 @@ class App:
         return answers.UNEXPECTED
 
     def ready_line(self, url: str) -> str:
-        """What the operator waits for at a start."""
+        """The line on standard error that says that the server takes connections."""
         count = len(self.keys.published().keys)
         return (
             f"ready: {url} database={self.database.name} keys={count} issuer={self.issuer} "
@@ -437,12 +437,12 @@ class Handler(httpd.Handler):
     server: httpd.Server
 
     def route(self, request: Request) -> Answer:
-        """What the server should answer."""
+        """The answer to a request."""
         answer: Answer = self.server.app.respond(request)
         return answer
 
     def recover(self, request: Request, failure: BaseException) -> Answer:
-        """What it should answer if that came to nothing."""
+        """The answer to a request whose Future failed, or whose endpoint raised."""
         answer: Answer = self.server.app.recover(request, failure)
         return answer
 
@@ -474,7 +474,7 @@ class Service:
         Raises:
             ConfigurationError: it cannot start; nothing was changed that was there before.
         """
-        # First the socket: if the port is taken, the database of whoever has it stays untouched.
+        # First the socket: if another server has the port, its database stays untouched.
         # Clients that come while the keys are made wait in the backlog.
         self.listener = startup.listen(config)
         # One for each core: it hashes or signs, and waits for nothing; the commit that follows has
@@ -637,7 +637,7 @@ class Issuer:
         """Stop the server and remove its files. May be called twice."""
         self._service.stop()
         self._thread.join()
-        self._service.app.database.close()  # what this thread has opened of it
+        self._service.app.database.close()  # this thread's own connection
         self._directory.cleanup()
 
     def __enter__(self) -> Issuer:
@@ -656,7 +656,7 @@ def running(*, clock: Callable[[], float] = wall_clock, **values: Any) -> Issuer
     """Start a real server on a free port with a temporary database.
 
     Takes the settings of the command line by name: `running(auth_limit="off", token_ttl="5s")`.
-    `clock` gives seconds since 1970: what tokens and keys are dated by.
+    `clock` gives seconds since 1970; it dates tokens and keys.
 
     Raises:
         ConfigurationError: a setting is not acceptable.

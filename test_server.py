@@ -198,7 +198,7 @@ class Auth(ServerTest):
         self.demand(valid, "a token that is valid now", claims, "RFC 7519 §4.1.4, §4.1.5")
 
     def test_names_in_sub_who_asked(self) -> None:
-        """The token is that of the user who logged in."""
+        """The token names the user who logged in."""
         _, claims = self.parts(self.given("token")[1])
         name, _ = self.given("account")
         wanted = f'"sub": "{name}", who asked,'
@@ -217,7 +217,7 @@ class Auth(ServerTest):
         self.demand(holds, wanted, answer, "RFC 6749 §5.1")
 
     def test_lets_nobody_keep_the_token(self) -> None:
-        """A cache would give it to somebody else."""
+        """A cache would give the token to somebody else."""
         control = self.given("token")[0].fields.get("cache-control", "no such field")
         holds = "no-store" in directives(control)
         self.demand(holds, "Cache-Control: no-store", control, "RFC 6749 §5.1")
@@ -364,7 +364,7 @@ class KeySet(ServerTest):
             self.demand(not found, "no private number in a key", found, "RFC 7518 §6.3.2")
 
     def test_has_exactly_the_members_that_clients_expect(self) -> None:
-        """No member is missing, and none is there that some client stumbles over."""
+        """No member is missing, and there is none that a client stumbles over."""
         for jwk in self.given("keys"):
             came = {name: value for name, value in jwk.items() if name not in self.PRIVATE}
             wanted = f"the members {', '.join(self.MEMBERS)}"

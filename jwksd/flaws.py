@@ -1,4 +1,4 @@
-"""Tokens with one flaw each, made by whoever holds an RSA key and signs whatever they like.
+"""Tokens with one flaw each, made by the holder of an RSA key, who signs whatever they like.
 
     header.payload --> padded hash --> signature        a Signer can go wrong at every step,
        shapes, JSON,      blocks        lengths,         and only where it is told to
@@ -9,7 +9,7 @@ Rules of this file
     flaw, it is right: a verifier that refuses must have seen the flaw.
   - The same Signer makes the same tokens; only `strangers` takes keys of its own.
   - Every group of tokens is one row of `GROUPS`: what is expected, how firmly, where that stands.
-  - "must" is what a standard demands; "should" is what it advises, permits, or leaves to the wise.
+  - "must" is what a standard demands; "should" is what it advises, permits, or leaves open.
 
 Left out: keys for other algorithms than RSA, and flaws of a JWKS.
 """
@@ -36,7 +36,7 @@ LONGER = {
     "512": bytes.fromhex("3051300d060960864801650304020305000440"),
 }
 HOUR = 3600  # s; further than any verifier's leeway
-# An odd number of 2048 bits: whoever forges against e = 3 needs no factors, nor a key.
+# An odd number of 2048 bits: a forgery against e = 3 needs neither factors nor a key.
 CUBE_N = 2**2048 - 2**1024 - 1
 
 
@@ -67,7 +67,7 @@ class Signer:
         return (m2 + (m1 - m2) * self.key["qi"] % p * q).to_bytes(self.octets, "big")
 
     def message(self, header: Any = None, claims: Any = None) -> str:
-        """A signing input; what is not given is as in the good token."""
+        """A signing input; parts that are not given are those of the good token."""
         header = self.header if header is None else header
         return segment(header) + "." + segment(self.claims if claims is None else claims)
 

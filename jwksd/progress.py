@@ -4,7 +4,7 @@
         ...
 
 Rules of this file:
-- Where standard error is no terminal, nothing is written: who reads a pipe reads sentences.
+- Where standard error is no terminal, nothing is written: a pipe gets sentences alone.
 - Work that is done within half a second shows nothing.
 - A failure here costs the line, never the work.
 
@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from typing import Callable, TextIO
 
-FIRST_SECONDS = 0.5  # before the line appears; less than anybody wonders about
+FIRST_SECONDS = 0.5  # before the line appears: nobody wonders about less
 EVERY_SECONDS = 0.2  # between two looks
 COLUMNS = 80  # of a terminal that does not say how wide it is
 
@@ -34,7 +34,7 @@ class Line:
         self._began = time.monotonic()
         self._over = threading.Event()
         self._lock = threading.Lock()  # guards the stream and _width
-        self._width = 0  # of what stands on the terminal now
+        self._width = 0  # of the text on the terminal now
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
     def start(self) -> None:
@@ -52,7 +52,7 @@ class Line:
 
     @contextlib.contextmanager
     def hidden(self) -> Iterator[None]:
-        """Inside, something else may be written to the terminal."""
+        """A context without the line, in which other text may be written to the terminal."""
         with self._lock:
             self._write("")
             yield
@@ -68,7 +68,7 @@ class Line:
     def _text(self) -> str:
         try:
             far = self._measure()
-        except Exception:  # what is measured may be gone, or locked
+        except Exception:  # the file that is measured may be gone, or locked
             far = ""
         return f"{self._what}: {far + ', ' if far else ''}{time.monotonic() - self._began:.0f} s"
 
@@ -93,7 +93,7 @@ def columns(stream: TextIO) -> int:
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether somebody looks at it."""
+    """Whether the stream is a terminal."""
     try:
         return stream is not None and stream.isatty()
     except ValueError:  # it is closed

@@ -4,7 +4,7 @@ Rules of this file:
 - Every failure is one row of `FAILURES`: its status, a stable word for programs, and a sentence for
   people that says what to do. Nothing of the input is repeated.
 - An answer that is always the same is made once; the loop then keeps its bytes.
-- What is decided here depends on the request's header and the clock alone: 304 or the document.
+- The request's header and the clock alone decide between 304 and the document.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jwksd.store import accounts, keystore, names
 from jwksd.store.database import Unavailable
 
 MAX_AGE = keystore.JWKS_MAX_AGE  # s that a client may keep the JWKS
-NO_STORE = (("Cache-Control", "no-store"),)  # RFC 6749 §5.1, for whatever holds a secret
+NO_STORE = (("Cache-Control", "no-store"),)  # RFC 6749 §5.1, for answers that hold a secret
 NO_CACHE = (("Pragma", "no-cache"),)  # the same section, for caches of HTTP/1.0
 # Public documents are read by pages anywhere, which may then ask with If-None-Match.
 PUBLIC = (*ANY_ORIGIN, ("Access-Control-Expose-Headers", "ETag"))
@@ -82,7 +82,7 @@ def refusal(
 
 def refuse_unauthorized(failure: BaseException) -> Response:
     """401, the same for an unknown user and a wrong password (RFC 9110 §15.5.2)."""
-    # Offered to whoever did not ask for it, Basic would make browsers open a dialog.
+    # Basic, offered to a client that did not use it, would make browsers open a dialog.
     challenge = BASIC_CHALLENGE if failure.args[0] else 'Body realm="jwks"'
     return refusal(
         401,
@@ -198,7 +198,7 @@ def token_response(
 
 
 class PublishedKeys(NamedTuple):
-    """The JWKS as it is answered between two moments."""
+    """The JWKS as it is answered from `since` until `until`."""
 
     key_set: keystore.KeySet
     etag: str
@@ -284,7 +284,7 @@ def etag_matches(field: str, etag: str) -> bool:
 def places(path: str, base: str) -> list[str]:
     """Where a route is served for an issuer whose URL has the path `base`.
 
-    Besides below that path, its metadata stands where RFC 8414 §3.1 looks: the path comes last.
+    Its metadata stands below that path, and where RFC 8414 §3.1 looks: there the path comes last.
     """
     if not base:
         return [path]

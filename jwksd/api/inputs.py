@@ -11,7 +11,7 @@ Rules of this file:
 - Bounded before parsed: the nesting is counted in the bytes, the size was bounded by the server.
 - A refusal names what is wrong, never what was sent.
 
-It leaves out: what the values mean. names.py says what may be a name, accounts.py whose it is.
+It leaves out: what the values mean. names.py says what may be a name, accounts.py who has it.
 """
 
 from __future__ import annotations

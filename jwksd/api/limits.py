@@ -1,4 +1,4 @@
-"""How often an address may ask one route: the limiter of ratelimit.py, and the refusals of it.
+"""How often an address may ask one route: the limiter of ratelimit.py, and its 429.
 
 It leaves out: who the client is. server.py knows the proxies.
 """
@@ -15,8 +15,8 @@ from jwksd.httpd import Response
 from jwksd.store.database import Unavailable
 from jwksd.store.logins import LoginLog
 
-# So many times the count for an IPv6 /56 and /48: some households behind one, a company behind the
-# other. A /48 then enters at most 16 times COUNT sources in a period, of 65,536 places.
+# An IPv6 /56 has 4 times the count, for some households, and a /48 16 times, for a company. A /48
+# then enters at most 16 times COUNT sources in a period, of 65,536 places.
 WIDER = (4, 16)
 
 
@@ -79,7 +79,7 @@ class Limit:
         longest = max((rule.period for rule in self._rules), default=0.0)
         try:
             self.prime(logins.recent(longest) if longest else ())
-        except Unavailable as trouble:  # a courtesy, not worth a start
+        except Unavailable as trouble:  # the server starts without them
             log(f"the limiter starts empty: {trouble}")
 
     def prime(self, attempts: Iterable[tuple[str, list[float]]]) -> None:

@@ -1,15 +1,15 @@
 """What /metrics says: counters, gauges and a histogram, in the two formats that Prometheus reads.
 
-    text/plain; version=0.0.4       # TYPE jwks_logins_total counter    for whoever asks for nothing
-    application/openmetrics-text    # TYPE jwks_logins counter          for whoever names it
+    text/plain; version=0.0.4       # TYPE jwks_logins_total counter    by default
+    application/openmetrics-text    # TYPE jwks_logins counter          if Accept names it
 
 Rules of this file:
 - A metric is one row of `response`: both formats are made of it.
 - No two metrics have one name in OpenMetrics, where a counter is named without its `_total`.
 - A label holds a word of ours, never something that a client sent.
 
-It leaves out: the time of the JWKS and of what is refused at once. They take microseconds, and
-counting that would be a part of it.
+It leaves out: the time of the JWKS and of refusals at once. They take microseconds, and the clock
+would be a good part of that.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Seconds:
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self.now = monotonic
         self._lock = threading.Lock()  # guards both below
-        self._counts: dict[str, list[int]] = {}  # by bound, the last for what is beyond them
+        self._counts: dict[str, list[int]] = {}  # by bound; the last for longer ones
         self._sums: dict[str, float] = {}
 
     def of(self, route: str, endpoint: Endpoint) -> Endpoint:
@@ -104,7 +104,7 @@ def response(
     *,
     ready: bool,
 ) -> httpd.Response:
-    """All of it, in the format that the Accept field asks for."""
+    """All metrics, in the format that the Accept field asks for."""
     refused = {
         "server_full": http.rejected_full,
         "client_share": http.rejected_client,

@@ -53,7 +53,7 @@ class TokenRequest(NamedTuple):
     targets: tuple[str, ...] = ()
 
     def wrong_credentials(self) -> Exception:
-        """What to refuse it with; the same for an unknown account and a wrong password."""
+        """The refusal, the same for an unknown account and a wrong password."""
         if self.grant is None:
             return Unauthorized(self.basic)
         if self.grant == PASSWORD:
@@ -154,7 +154,7 @@ def narrowed_audience(asked: Sequence[str], allowed: Sequence[str]) -> tuple[str
     """The audiences of the token: those asked for, or all.
 
     Raises:
-        GrantError: one of them is not ours to name.
+        GrantError: one of them is not in `--audience`.
     """
     if not set(asked) <= set(allowed):
         raise GrantError("invalid_target", "no token is issued for this resource or audience")
@@ -167,7 +167,7 @@ def narrowed_scope(
     """The account's claims with its scope narrowed to what was asked, and the scope granted.
 
     Raises:
-        GrantError: nothing of what was asked is left.
+        GrantError: the account has none of the scopes asked for.
     """
     stored = claims.get("scope")
     names = stored.split() if isinstance(stored, str) else stored

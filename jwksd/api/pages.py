@@ -1,6 +1,6 @@
 """Which pages a browser may speak for: `Origin`, `Host`, and CORS.
 
-    a request without Origin and Sec-Fetch-Site     not of a browser's page: believed
+    a request without Origin and Sec-Fetch-Site     not from a page in a browser: believed
     Origin is the issuer's, or in --allow-origin    believed
     Host is an address, localhost or the issuer's   believed if Origin agrees with it
     anything else                                   refused: a foreign page, or a rebound name
@@ -23,7 +23,7 @@ from jwksd.httpd import Response
 
 ANY_ORIGIN = (("Access-Control-Allow-Origin", "*"),)  # public documents, read by pages anywhere
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(?::[0-9]{0,5})?")  # RFC 9110 §7.2
-PREFLIGHT_SECONDS = "600"  # what Chromium and Firefox take at the least of their limits
+PREFLIGHT_SECONDS = "600"  # s: Chromium before 76 keeps it no longer
 
 
 class CrossSite(Exception):
@@ -42,7 +42,7 @@ class Pages:
         """Refuse a post that a browser sent for a foreign page.
 
         Raises:
-            CrossSite: it did (Fetch Metadata; RFC 6454 §7).
+            CrossSite: a foreign page sent it (Fetch Metadata; RFC 6454 §7).
         """
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
         if origin == self._issuer_origin or origin in self._allowed:
@@ -55,7 +55,7 @@ class Pages:
             raise CrossSite
 
     def is_own_host(self, host: str | None) -> bool:
-        """Whether a Host field names what no stranger can point elsewhere."""
+        """Whether a Host field has a name that no stranger can point elsewhere."""
         if host is None:  # HTTP/1.0, which no browser speaks
             return True
         match = HOST.fullmatch(host)

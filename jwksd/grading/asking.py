@@ -4,8 +4,8 @@
                    one deadline for the whole, 1 MiB at most
 
 Rules of this file
-  - The server is hostile: all that it sends is read with one deadline and one bound, and JSON that
-    is deeper than anybody nests it is no JSON.
+  - The server is hostile: all that it sends is read with one deadline and one bound, and JSON
+    that is nested deeper than DEEPEST does not count as JSON.
   - Nothing is judged here; OSError, HTTPException or ValueError say that no answer came.
 
 Left out: connections that are kept, redirects, and anything that a browser adds.
@@ -49,11 +49,11 @@ class Answer(NamedTuple):
     body: bytes
 
     def json(self) -> Any:
-        """The body as JSON; None if it is none, or none that anybody would send."""
+        """The body as JSON; None if it is not JSON, or nested too deep."""
         return parsed(self.body)
 
     def member(self, name: str) -> Any:
-        """A member of the JSON object that the body is; None if there is none."""
+        """A member of the JSON object in the body; None if it has none of that name."""
         document = self.json()
         return document.get(name) if isinstance(document, dict) else None
 
@@ -73,7 +73,7 @@ class Answer(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A request, for who wants to repeat it, and what came."""
+    """A request, so that it can be repeated, and its answer."""
 
     method: str
     path: str
@@ -107,7 +107,7 @@ class Wire(io.RawIOBase):
 
 
 class Reader(io.BufferedReader):
-    """Stays open when http.client has seen enough: what follows is of interest."""
+    """A reader that stays open when http.client has finished, so that the rest can be read."""
 
     def close(self) -> None:
         pass
@@ -186,7 +186,7 @@ def fresh_address() -> str:
 
 
 def port_of(url: str) -> int:
-    """Given, or the scheme's own."""
+    """The port of a URL, or that of its scheme."""
     parts = urlsplit(url)
     return parts.port or (443 if parts.scheme == "https" else 80)
 
@@ -206,7 +206,7 @@ def listens(url: str) -> bool:
 
 
 def parsed(raw: bytes) -> Any:
-    """JSON, or None where it is none, or deeper than anybody nests it."""
+    """The JSON value of a text; None if it is not JSON, or nested too deep."""
     try:
         document = json.loads(raw)
     except (ValueError, RecursionError):
@@ -256,7 +256,7 @@ def signed_by(token: str, jwk: dict[str, Any]) -> bool:
 
 
 def skeleton(answer: Answer, twin: Answer, name: str) -> tuple[int, set[str], Any]:
-    """What of a refusal may tell names apart: not what differs between two for one reason."""
+    """The parts of a refusal that could tell names apart, without those that always differ."""
     fields = set(answer.fields) & set(twin.fields) if answer is twin else set(answer.fields)
     document, other = answer.json(), twin.json()
     if isinstance(document, dict) and isinstance(other, dict):

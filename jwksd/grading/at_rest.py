@@ -4,7 +4,7 @@
 
 Rules of this file
   - Tables and columns are other people's: they are looked for by their names, never demanded. What
-    is not found so is not judged, and the teacher is told to look.
+    is not found is not judged, and the teacher is told to look.
   - The file is hostile too: it is opened to read, within bounds of time, rows and octets.
 
 Left out: databases that are no SQLite file.
@@ -99,7 +99,7 @@ def readable(value: Any) -> Any:
 
 
 def octets(value: Any) -> list[bytes]:
-    """A value as it stands, and what it may be the spelling of."""
+    """A value as it stands, and decoded from hexadecimal and base64 where it may be that."""
     raw = value.encode() if isinstance(value, str) else value if isinstance(value, bytes) else b""
     found = [raw]
     packed = b"".join(raw.split())
@@ -133,7 +133,7 @@ def hash_name(value: Any) -> str:
 
 
 def fast_hashes(password: str) -> set[str]:
-    """What no password should be kept as, in hexadecimal."""
+    """Fast hashes of a password, in hexadecimal: no password should be kept so."""
     raw = password.encode()
     return {hashlib.new(name, raw).hexdigest() for name in ("md5", "sha1", "sha256", "sha512")}
 
@@ -156,7 +156,7 @@ def ciphertext(value: Any) -> bytes:
 
 
 def equal_blocks(values: list[Any]) -> int:
-    """How many blocks of one row's ciphertext stand in another's as well."""
+    """How many blocks two rows' ciphertexts have in common."""
     sets = [
         {raw[at : at + BLOCK] for at in range(0, len(raw) - BLOCK + 1, BLOCK)}
         for raw in map(ciphertext, values)

@@ -82,7 +82,7 @@ class Subject:
         self.database = environ.get("JWKS_TEST_DATABASE", "")
         self.account = handed if all(handed) else None
         self.facts: dict[str, Any] = {}  # of OWNERS; an AssertionError for what cannot be had
-        self.requests: dict[str, list[Asked]] = {}  # with which a fact was found
+        self.requests: dict[str, list[Asked]] = {}  # the requests by which a fact was found
         self.silences: Counter[str] = Counter()
         self.dead = ""  # the sentence, once nobody listens any more
         self.direct = environ.get("JWKS_TEST_DIRECT", "") == "1"  # no forwarder between
@@ -100,10 +100,10 @@ class ServerTest(unittest.TestCase):
         return CURRENT[0]
 
     def setUp(self) -> None:
-        """Not judged: a server that died, and what only costs time."""
+        """Skip the check if the server died, or if it would only cost time."""
         self.requests: list[Asked] = []
         if any(isinstance(self.subject.facts.get(what), AssertionError) for what in self.owned):
-            return  # what is known costs no request
+            return  # a known fact costs no request
         if self.subject.dead:
             self.skipTest(f"not judged: {self.subject.dead}")
         group, total = type(self).__name__, sum(self.subject.silences.values())
@@ -112,7 +112,7 @@ class ServerTest(unittest.TestCase):
 
     @property
     def owned(self) -> list[str]:
-        """What this check alone fails for want of."""
+        """The fact for whose lack this check fails."""
         return [what for what, check in OWNERS.items() if check == self._testMethodName]
 
     # -- verdicts
@@ -129,7 +129,7 @@ class ServerTest(unittest.TestCase):
         return list(self.subject.rubric["statuses"][status])
 
     def expect(self, answers: Iterable[Answer], case: str, rule: str) -> None:
-        """Every one has a status accepted for the case; those without are named together."""
+        """Demand an accepted status of every answer; the others are named in one sentence."""
         accepted = self.accepted(case)
         wrong = [f"{it.status} to {it.asked}" for it in answers if it.status not in accepted]
         self.demand(not wrong, " or ".join(map(str, accepted)), ", ".join(wrong), rule)
@@ -206,7 +206,7 @@ class ServerTest(unittest.TestCase):
     ) -> Answer:
         """Send one request, from an address of its own; after the wait again if it is too many.
 
-        With an address, the answer is taken as it comes.
+        With a given address, a 429 is not waited out.
         """
         headers = dict(fields or {})
         if document is not None:
@@ -244,7 +244,7 @@ class ServerTest(unittest.TestCase):
             self.requests.append(request._replace(answer=answer))
 
     def no_answer(self, asked: str, came: str) -> None:
-        """Fail, because none came."""
+        """Fail, because no answer came."""
         self.demand(False, f"an answer to {asked}", came, "RFC 9110 §3.4")
 
     def register(self, **members: Any) -> tuple[str, str]:
@@ -299,7 +299,7 @@ def read_rubric(path: str) -> dict[str, Any]:
 
 
 def settings_of(said: Mapping[str, Any]) -> dict[str, Any]:
-    """DEFAULTS with what a rubric says laid over them; ValueError for what nobody can mean."""
+    """DEFAULTS with what a rubric says laid over them; ValueError for a wrong value."""
     found = {name: said.get(name, default) for name, default in DEFAULTS.items()}
     unknown = set(found["statuses"]) - set(DEFAULTS["statuses"])
     if unknown:

@@ -5,7 +5,7 @@
 
 Rules of this file
   - A point is earned, lost with a sentence, or not judged with a reason; the three are the whole.
-  - What a submission sent is quoted where nothing can take it for anything but text.
+  - What a submission sent is quoted where no program takes it for more than text.
   - The same verdicts give the same grades: nothing here looks at a clock.
 
 Left out: what a check is worth (rubric.py).
@@ -30,7 +30,7 @@ from jwksd.grading.rubric import Rubric
 
 COLUMNS = ("name", "points", "lost", "not judged", "possible", "outcome")
 PASSED, FAILED, OPEN = "passed", "failed", "not judged"
-# What a spreadsheet would compute instead of showing it.
+# A cell that begins with one of these is computed by a spreadsheet.
 FORMULA = re.compile(r"^[=+\-@\t\r]")
 RUN = re.compile(r"(?<=user-)|(?<=nobody-)|(?=@example\.org)")  # where a replay has its own names
 

@@ -3,7 +3,7 @@
     {"title": ..., "points": {"Auth": {"test_takes_a_form": 1, ...}, ...}, "auth_limit": ..., ...}
 
 Rules of this file
-  - A name that there is not is an error: a point that nobody can get is never set by a typing slip.
+  - An unknown name is an error: no typing slip sets a point that nobody can get.
   - A check without points is not run.
 
 Left out: what a check demands (test_server.py, at_rest.py), and whose file it is.
@@ -53,7 +53,7 @@ def read(path: Path, checks: Collection[str]) -> Rubric:
 
 
 def sound(said: Any, checks: Collection[str]) -> Rubric:
-    """The rubric, if every name in it is known and every value can be meant."""
+    """The rubric, if every name in it is known and every value makes sense."""
     if not isinstance(said, dict) or not isinstance(said.get("points"), dict):
         raise ValueError('a rubric is an object with "points"')
     require_known(set(said) - {"title", "points", *DEFAULTS, *LIMITS}, "setting")

@@ -102,7 +102,7 @@ def no_network() -> None:
 
 
 def adopt_orphans() -> None:
-    """Without namespaces: what a submission leaves behind becomes a child of ours, where it can."""
+    """Without namespaces: have the orphans of a submission become our children."""
     with contextlib.suppress(AttributeError, OSError):
         libc().prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
@@ -142,7 +142,7 @@ class Program:
         threading.Thread(target=self.watch, daemon=True).start()
 
     def listen(self, stream: IO[bytes]) -> None:
-        """Keep the beginning and the end of what it prints."""
+        """Keep the beginning and the end of the program's output."""
         with stream, contextlib.suppress(OSError, ValueError):
             while raw := os.read(stream.fileno(), KEPT):
                 free = KEPT - len(self.first)
@@ -153,11 +153,11 @@ class Program:
 
     @property
     def log(self) -> bytes:
-        """What it printed."""
+        """The program's output."""
         return self.first + (b"\n[...]\n" if len(self.last) == KEPT else b"") + self.last
 
     def watch(self) -> None:
-        """Stop it when it uses more than it may."""
+        """Stop the program when it exceeds a bound."""
         while not self.over.wait(TICK):
             why = self.excess()
             if why and not self.over.is_set():
@@ -167,7 +167,7 @@ class Program:
                 return
 
     def excess(self) -> str:
-        """What it uses too much of; nothing if it is within its bounds."""
+        """The bound that the program exceeds, as a sentence; "" if it exceeds none."""
         found = descendants(self.process.pid, everybody=self.isolated)
         if len(found) > self.limits["processes"]:
             return f"it had more than {self.limits['processes']} processes"
@@ -187,13 +187,13 @@ class Program:
         return status
 
     def kill(self) -> None:
-        """End it with all that it started."""
+        """End the program with all that it started."""
         self.over.set()
         left = [] if self.isolated else descendants(self.process.pid)
         if self.process.poll() is None:
             with contextlib.suppress(OSError):
                 os.killpg(self.process.pid, signal.SIGKILL)
-        for _ in range(50):  # what forks while it is killed has been stopped after a few rounds
+        for _ in range(50):  # a program that forks while it is killed is stopped after a few rounds
             if self.isolated:
                 break  # the kernel has ended the whole namespace
             left += [pid for pid in descendants(os.getpid()) if pid != self.process.pid]

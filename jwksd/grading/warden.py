@@ -39,14 +39,14 @@ class Refused(Exception):
 
 
 class Told(unittest.TestResult):
-    """Tells each verdict as it falls."""
+    """A result that prints each verdict at once."""
 
     def __init__(self, stream: IO[str]) -> None:
         super().__init__()
         self.out = stream
 
     def tell(self, test: unittest.TestCase, verdict: str, why: str) -> None:
-        """One line."""
+        """Print the line of a check."""
         name = test.id().split(".")
         asked = [curl(request) for request in getattr(test, "requests", [])]
         notes = getattr(test, "notes", [])
@@ -92,7 +92,7 @@ class Warden:
         self.programs: list[sandbox.Program] = []
 
     def run(self) -> dict[str, Any]:
-        """All of it; what the last line says."""
+        """Grade the submission; the content of the last line."""
         outcome = "graded"
         try:
             self.prepare()
@@ -109,7 +109,7 @@ class Warden:
         return {"end": printable(outcome), "log": log.decode("utf-8", "replace")}
 
     def prepare(self) -> None:
-        """The copy, and what the teacher's table says is to be done in it first."""
+        """Make the copy, and run the table's set-up in it."""
         if self.isolated:
             sandbox.close_off(self.work, self.limits["disk_mib"])
         else:
@@ -140,18 +140,18 @@ class Warden:
         return program
 
     def environ(self) -> dict[str, str]:
-        """What the submission finds in its environment: of ours only where programs are."""
+        """The environment of the submission: PATH is all that it has of ours."""
         given = dict(pair.partition("=")[::2] for pair in shlex.split(self.task["env"]))
         ours = {"HOME": str(self.home), "TMPDIR": str(self.work / "tmp"), "LANG": "C.UTF-8"}
         return {"PATH": self.task["path"], **ours, "PORT": str(self.task["port"]), **given}
 
     def stopped(self, why: str) -> None:
-        """The submission was stopped: what was not judged yet will not be."""
+        """Judge nothing more: the submission was stopped."""
         for subject in judging.CURRENT:
             subject.dead = f"the server was stopped, since {why}"
 
     def wait_for_answer(self, server: sandbox.Program) -> None:
-        """Until it answers with whatever; Refused if it does not."""
+        """Wait for any answer; Refused if none comes."""
         end = time.monotonic() + self.limits["start_seconds"]
         while time.monotonic() < end:
             status = server.wait(PAUSE)
@@ -168,12 +168,12 @@ class Warden:
                       f"{last_line(server.log)}")  # fmt: skip
 
     def ended(self, server: sandbox.Program) -> str:
-        """How it ended while it was graded; nothing if it is still there."""
+        """How the submission ended while it was graded; "" if it still runs."""
         status = server.wait(PAUSE)
         return "" if status is None else f"the server died ({status}): {last_line(server.log)}"
 
     def check(self) -> None:
-        """Judge, until the time for all of it is over."""
+        """Run the checks until the time for all of them is over."""
         loader = unittest.defaultTestLoader
         suite = loader.loadTestsFromNames(self.task["checks"])
         clock = threading.Timer(self.limits["total_seconds"], self.time_is_up)
@@ -204,7 +204,7 @@ def copy(source: Path, target: Path, most: int) -> None:
 
 
 def last_line(log: bytes) -> str:
-    """The last line that says something."""
+    """The last line that is not blank."""
     lines = [line for line in log.decode("utf-8", "replace").splitlines() if line.strip()]
     return f"its last line was: {lines[-1].strip()[:200]}" if lines else "it printed nothing"
 

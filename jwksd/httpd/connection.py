@@ -17,16 +17,16 @@
 
 Phases are left out where there is nothing to wait for: mostly a connection is IDLE, and answers
 from one event what came with it. A client that has said `Connection: close` sends nothing more, so
-there is no LINGER after its answer. HEAD and BODY end early in another way, too: when all places
-are taken, the oldest of them gives its own to a newcomer (places.py).
+there is no LINGER after its answer. HEAD and BODY may end early in another way: when all
+places are taken, the oldest of them gives way to a newcomer (places.py).
 
 A `Handler` is a `BaseHTTPRequestHandler` whose reading and parsing are replaced: the standard one
 blocks a thread for each client and takes bytes with two readings (see parser.py). An idle or slow
 client costs one object here, never a thread.
 
 Rules of this file:
-- A connection has one phase and one deadline; no more octets and no turn of the loop move the
-  deadline of a request that is still arriving.
+- A connection has one phase and one deadline; while a request is arriving, neither more octets
+  nor a turn of the loop move its deadline.
 - Work is bounded in a turn: one read of 16 KiB, the STEPS of a parser. What is left waits
   for a later turn (`paused`), and meanwhile nothing more is read.
 - Answers leave in the order of the requests: while a `Future` is awaited or an answer waits to be
@@ -122,20 +122,20 @@ class Handler(BaseHTTPRequestHandler):
     server: Server  # type: ignore[assignment]  # the base class expects a socketserver
 
     def __init__(self, connection: Connection, client: str, server: Server) -> None:
-        # Not the base class's: that one reads and answers before it returns.
+        # The base class's is not called: it reads and answers before it returns.
         self.connection = connection
         self.tls = connection if isinstance(connection, TLSConnection) else None
         self.client = client
         self.proxied = False  # the client is a proxy: the clients that it names have shares
-        self.named: str | None = None  # the one of them that this connection counts for now
+        self.named: str | None = None  # the client that this connection counts for now
         self.server = server
         self.parser = Parser(server.limits, client, server.heads)
-        self.output = b""  # answered, but not taken by the client yet
-        self.awaited: tuple[Request, float] | None = None  # whose answer is a Future; since when
+        self.output = b""  # answers that the client has not taken yet
+        self.awaited: tuple[Request, float] | None = None  # its answer is a Future; since when
         self.close_connection = False  # once the output is taken
         self.last_said = False  # by the client: it sends no more requests
         self.served = False
-        self.paused = False  # what was read and not done yet waits for a turn of the loop
+        self.paused = False  # the rest of the work waits for a turn of the loop
         self.interest = 0  # what the loop watches for
         self.begun = server.now  # of the request that is arriving, or of the connection
         self.enter(IDLE if self.tls is None else SHAKE)
@@ -152,7 +152,7 @@ class Handler(BaseHTTPRequestHandler):
         return FAILED
 
     def named_client(self, request: Request) -> str:
-        """The client, for the access log and its share; for a subclass that knows the proxies."""
+        """The client for the access log and the shares; subclasses may know proxies."""
         return request.client
 
     # --- events: called by the loop
@@ -169,7 +169,7 @@ class Handler(BaseHTTPRequestHandler):
             self.read(self.receive)
 
     def ready(self) -> None:
-        """The socket can be read, or written if that is what was waited for; or it is new."""
+        """React to the socket: it can be read, or written if that was waited for; or it is new."""
         if self.phase >= WORK:
             self.ready_while_not_reading()
         elif self.paused:  # an event of the turn in which that happened
@@ -212,7 +212,7 @@ class Handler(BaseHTTPRequestHandler):
             self.settle()
         elif not to_write and self.tls is not None and self.tls.unfinished:
             self.pause()
-        else:  # the deadline of what is still arriving is that of the writing, too
+        else:  # the deadline of the arriving request holds for the writing, too
             self.watch(WRITE if to_write else READ)
 
     def pause(self) -> None:
@@ -226,7 +226,7 @@ class Handler(BaseHTTPRequestHandler):
             self.transmit([])
         elif self.phase == LINGER:
             self.drain()
-        elif self.phase == WORK:  # what the client sends can wait in the kernel, and then there
+        elif self.phase == WORK:  # the client's octets can wait in the kernel, then in the client
             self.watch(0)
 
     def shake(self, signs: bool) -> None:
@@ -255,7 +255,7 @@ class Handler(BaseHTTPRequestHandler):
         self.advance([self.octets_of(answer, request, started)])
 
     def give_up(self) -> None:
-        """The server stops. A client whose answer is not there yet gets one all the same."""
+        """Answer 503 to a request whose answer is not there yet: the server stops."""
         if self.awaited is not None:
             request, started = self.awaited
             self.awaited = None
@@ -327,7 +327,7 @@ class Handler(BaseHTTPRequestHandler):
         return response.wire(tail, request.method == "HEAD")
 
     def refuse(self, response: Response) -> bytes:
-        """The answer to what is no request. Nothing behind it can be trusted to be one."""
+        """The answer to octets that are no request. What follows them cannot be trusted."""
         self.close_connection = True
         self.server.stats.requests[response.status] += 1
         if self.server.access is not None:
@@ -406,7 +406,7 @@ class Handler(BaseHTTPRequestHandler):
             self.interest = events
 
     def waits_since(self) -> float:
-        """Since when it has had its place for nothing that is complete."""
+        """Since when this connection has had its place without a complete request."""
         return self.begun if self.phase in UNFINISHED else self.deadline - self.server.times[IDLE]
 
     def give_way(self) -> None:
@@ -421,7 +421,7 @@ class Handler(BaseHTTPRequestHandler):
     def leave(self) -> None:
         """Say no more, and close once the client has done so too: RFC 9112 §9.6.
 
-        A socket that is closed answers what still comes by a reset, which destroys the answer.
+        A closed socket answers octets that still come by a reset, which destroys the answer.
         """
         try:
             self.connection.shutdown(socket.SHUT_WR)
@@ -449,6 +449,6 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.close()
 
     def retire(self) -> None:
-        """Be no connection of the server any more."""
+        """Leave the books of the server."""
         self.phase = CLOSED  # an event of the same turn finds nothing to do
         self.server.forget(self)

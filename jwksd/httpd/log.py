@@ -47,7 +47,7 @@ class LineLog:
         self._written.set()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()  # guards _thread, so that there is one
-        self.form: Callable[[str], str] = str  # of what `write` is given: as it stands
+        self.form: Callable[[str], str] = str  # of the lines of `write`: unchanged by default
         self.dropped = 0
 
     def write(self, line: str) -> None:
@@ -115,9 +115,7 @@ def write_all(descriptor: int, octets: bytes) -> None:
     while octets:
         try:
             octets = octets[os.write(descriptor, octets) :]
-        except (
-            BlockingIOError
-        ):  # a process that shares the descriptor may have made it non-blocking
+        except BlockingIOError:  # another process may have made the descriptor non-blocking
             select.select([], [descriptor], [])
 
 

@@ -49,7 +49,7 @@ from jwksd.httpd.tls import TLSConnection
 from jwksd.httpd.workers import CORES, Overloaded, Workers, finish
 
 WAKE_UPS = 64  # octets: one is on its way at most, or a few
-ACCEPTS = 64  # connections taken in a row, before those that are open have their turn
+ACCEPTS = 64  # connections accepted in a row, before open ones have their turn
 HANDSHAKES = 16  # steps of handshakes in a turn: 2 ms, 16 ms with RSA on a single core
 RESUMED = 16  # paused connections a turn: 5 ms if they all send key updates, mostly far less
 ACCEPT_PAUSE = 0.1  # seconds without accepting once the process is out of descriptors
@@ -57,9 +57,7 @@ COMPLAIN_EVERY = 10.0  # seconds between two lines about that
 NEWCOMER_GRACE = 1.0  # seconds for a connection that has sent nothing yet when the server stops
 CROWDED = 0.9  # of the places taken: from then on connections are waited for less long
 REST = 1.0  # seconds that a connection may rest before it has to give its place to a newcomer
-LOOK_EVERY = (
-    0.1  # seconds between two looks for those that have to: one takes 5 ms with 10,000 places
-)
+LOOK_EVERY = 0.1  # seconds between two looks for connections to close: 5 ms with 10,000 places
 LAST_SECOND = 253_402_300_799  # 9999-12-31 23:59:59: no date has five digits for the year
 LINES = 1_000  # of the access log, written together: a turn may answer a hundred thousand requests
 OUT_OF_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -131,9 +129,8 @@ class Server:
         self._max_connections = min(max_connections, descriptor_room(max_connections))
         self._shares = Shares(max_per_client)
         self._connections: set[Handler] = set()
-        self._oldest: deque[tuple[float, Handler]] = (
-            deque()
-        )  # those that give way, and since when they wait
+        # Connections that give way to newcomers, and since when they wait.
+        self._oldest: deque[tuple[float, Handler]] = deque()
         self._look_at = -inf  # when to look for those again
         self.events = events()
         self._wakeup, self._waker = socket.socketpair()
@@ -188,7 +185,7 @@ class Server:
         self._wake()
 
     def close(self) -> None:
-        """Free the address. For a server that never ran; one that ran has done it."""
+        """Free the address of a server that never ran; `serve_forever` does it at its end."""
         if not self._closed:
             self._closed = True
             self._listener.close()
@@ -250,7 +247,7 @@ class Server:
             self._stamp = time.strftime(self._stamp_format, time.gmtime(second))
 
     def _sweep(self) -> None:
-        """Let the connections go whose deadline has passed: a pass a second, not a timer each."""
+        """Close connections whose deadline has passed: a pass a second, not a timer for each."""
         self._next_sweep = self.now + self._sweep_every
         crowded = len(self._connections) >= CROWDED * self._max_connections
         earlier = self._earlier if crowded else {}
@@ -315,7 +312,7 @@ class Server:
             raw.close()
 
     def _make_room(self) -> bool:
-        """Close the oldest unfinished request, or else what rests; False if there is neither.
+        """Close the oldest unfinished request, else the oldest idle connection; False without one.
 
         Else a few clients that begin requests and never finish them could hold all places.
         """
@@ -331,7 +328,7 @@ class Server:
         return False
 
     def _who_gives_way(self) -> list[tuple[float, Handler]]:
-        """Connections without a whole request, the oldest first; then those that rest."""
+        """Connections without a whole request, then idle ones, each the oldest first."""
         begun, rest = [], []
         for handler in self._connections:
             if handler.phase in UNFINISHED or (handler.phase == IDLE and not handler.served):
@@ -352,7 +349,7 @@ class Server:
         return True
 
     def _pause_accepting(self, failure: OSError) -> None:
-        """Out of descriptors: accepting again at once would fail again at once."""
+        """Accept nothing for a while: without descriptors the next call would fail at once."""
         self.events.watch(self._listener.socket.fileno(), 0, self._accept)
         self._accept_at = self.now + ACCEPT_PAUSE
         self._next_sweep = min(self._next_sweep, self._accept_at)
@@ -422,7 +419,7 @@ class Server:
     # --- the end
 
     def _begin_to_stop(self) -> None:
-        """No new connections; those at rest go, the others have until `limits.stop`."""
+        """Accept no new connections; close idle ones, and give the others `limits.stop` seconds."""
         self.stopping = True
         self._stop_at = self.now + self.limits.stop
         self._listener.admit_no_more()

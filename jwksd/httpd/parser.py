@@ -8,9 +8,9 @@ A server and a proxy that read the same bytes differently can be played against 
 smuggling). So whatever has two readings is refused here, never repaired: a bare CR or LF, a folded
 line, a space before a colon, two lengths, a length beside a coding, `+7` as a number.
 
-What has arrived stands in one buffer with two cursors. `_start` is where the first request that is
-not taken yet goes on; all before it is used up. `_line` is ahead of it only in a head or a trailer,
-which are taken as a whole: the lines between the two have passed, one by one.
+The octets stand in one buffer with two cursors. All before `_start` is used up; there the next
+request begins or goes on. `_line` is ahead of it only in a head or a trailer, which are taken as a
+whole: the lines between the two have passed, one by one.
 
     GET /a HTTP/1.1 .. GET /b HTTP/1.1 | Host: b | Accept: te
     ^-- used up ------ ^-- passed ---------------- ^-- still arriving ...
@@ -21,7 +21,7 @@ Rules of this file:
   pieces: a flaw is judged at the line that has it, in the order in which the lines came.
 - Every loop and every buffer has a limit; each limit states its origin in `Limits`.
 - Work is bounded like octets: `feed` and `allow` grant a number of steps, and when they are used up
-  `next_request` returns None although more could be read (`unfinished`). The rest keeps.
+  `next_request` returns None although more could be read (`unfinished`). The rest stays.
 - No pattern can backtrack: each repeated class excludes the octet that must follow it.
 - Nothing of a client's input is ever written into an answer.
 
@@ -114,7 +114,7 @@ class Limits(NamedTuple):
 
 
 class Refused(Exception):
-    """A request that gets this answer and no other; the connection ends with it."""
+    """A request that is refused with this status; the connection ends with the answer."""
 
     def __init__(self, status: int, description: str) -> None:
         super().__init__(description)
@@ -362,7 +362,7 @@ class Parser:
             if not (self._examine_start() and self._examine_fields()):
                 return None
             match = HEAD_BLOCK.fullmatch(self._buffer, self._start, self._line)
-        if match is None:  # line by line and as a whole the grammar is the same
+        if match is None:  # both readings have one grammar
             raise AssertionError("a head that both passes and fails")
         return self._accept_head(match)
 
@@ -388,7 +388,7 @@ class Parser:
         return match if match[4].count(b"\n") <= limits.fields else None
 
     def _examine_start(self) -> bool:
-        """Judge the request line, or what there is of it; False until it is complete."""
+        """Judge the request line, or its beginning; False until it is complete."""
         if self._line > self._start:
             return True
         end = self._buffer.find(b"\n", self._start) + 1

@@ -1,9 +1,9 @@
 """The places among the connections: who gets one, who gives it up, and whose turn is next.
 
 Rules of this file:
-- No I/O but for those who are turned away, and no clock.
+- No I/O except for connections that are turned away, and no clock.
 - A source is an IPv4 address, or the /64, /56 and /48 around an IPv6 address with growing shares:
-  one customer has at least the first and at most the last (RFC 6177).
+  a customer has a /64 at least and a /48 at most (RFC 6177).
 
 It leaves out: how many requests a source may make; that is the limiter's.
 """
@@ -18,13 +18,13 @@ from contextlib import suppress
 from ipaddress import IPv6Address
 
 TURNED_AWAY = 16  # connections without a place that are open at a time
-READ = 16_384  # octets of what those have sent: read, so that the answer survives
+READ = 16_384  # octets of their requests that are read, so that the answer survives
 WIDER = ((7, 1.5), (6, 2.0))  # octets of a /56 and a /48; so many times the share of a /64
 
 
 @functools.lru_cache(maxsize=4_096)  # the clients of a busy minute
 def sources_of(client: str) -> tuple[tuple[str, float], ...]:
-    """What a connection is counted as: each source, and how many shares that one has."""
+    """The sources that a connection counts for, and how many shares each of them has."""
     if ":" not in client:
         return ((client, 1.0),)
     octets = IPv6Address(client).packed
@@ -40,7 +40,7 @@ class Shares:
         self.taken: Counter[str] = Counter()
 
     def take(self, client: str) -> bool:
-        """Count one more connection; False, and nothing counted, if a source has its shares."""
+        """Count one more connection; False, and nothing counted, if a source has all its shares."""
         sources, taken = sources_of(client), self.taken
         for name, shares in sources:
             if taken[name] >= shares * self._most and client != "unix":
@@ -58,7 +58,7 @@ class Shares:
 
 
 class Turns:
-    """What waits for a turn of the loop; sources take turns, so that many of one delay only it."""
+    """Calls that wait for a turn of the loop; sources take turns, so each delays only itself."""
 
     def __init__(self) -> None:
         # By source; the turn of the first one is next.
@@ -72,7 +72,7 @@ class Turns:
         self._waiting.setdefault(sources_of(client)[0][0], deque()).append(react)
 
     def take(self, most: int) -> list[Callable[[], None]]:
-        """What comes next; the source of each goes to the end."""
+        """The next calls; the source of each goes to the end."""
         taken: list[Callable[[], None]] = []
         while self._waiting and len(taken) < most:
             source, waiting = self._waiting.popitem(last=False)
@@ -85,7 +85,7 @@ class Turns:
 class TurnedAway:
     """Connections that got one answer and no place, until their clients have had time to read it.
 
-    To close at once would be to reset a client that is still sending, and destroy the answer.
+    A close at once would reset a client that is still sending, and destroy the answer.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -93,9 +93,9 @@ class TurnedAway:
         self._waiting: deque[tuple[float, socket.SocketType]] = deque()
 
     def add(self, raw: socket.SocketType, answer: bytes, now: float) -> None:
-        """Say this and no more; close later, or at once if too many wait."""
+        """Send this answer; close later, or at once if too many connections wait."""
         with suppress(OSError):  # mostly: nothing has come yet
-            raw.recv(READ)  # what is unread would reset the connection, too
+            raw.recv(READ)  # unread octets would reset the connection, too
         try:
             raw.send(answer)
             raw.shutdown(socket.SHUT_WR)

@@ -86,7 +86,7 @@ class Listener:
         return connection, client_of(address)
 
     def admit_no_more(self) -> None:
-        """Before `close`: whoever has connected can still be accepted, nobody else connects.
+        """Let no new client connect; clients that have connected can still be accepted.
 
         Closing resets the connections that wait, one of which may have come after the last look.
         """
@@ -106,7 +106,7 @@ class Listener:
 
 
 class Events:
-    """Which descriptors are ready, and what to call then."""
+    """Watches descriptors, and says what to call when they are ready."""
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
@@ -125,7 +125,7 @@ class Events:
         self._selector.unregister(descriptor)
 
     def wait(self, seconds: float) -> list[Callable[[], object]]:
-        """What to call now, after so many seconds at most."""
+        """The reactions to call now; waits for so many seconds at most."""
         return [key.data for key, _ in self._selector.select(seconds)]
 
     def close(self) -> None:
@@ -161,7 +161,7 @@ class Epoll(Events):
 
 
 def events() -> Events:
-    """The fastest that the system has."""
+    """The fastest `Events` that the system has."""
     return Epoll() if hasattr(select, "epoll") else Events()
 
 
@@ -218,8 +218,8 @@ def alone_in(folder: str) -> Iterator[None]:
     """Wait while another server starts in this folder; a second at most, no start takes longer.
 
     Without this, two servers that start together may both find an abandoned socket, and the slower
-    one removes the new socket of the other. After the second this one goes on: whoever may read the
-    folder can hold the lock for ever, and must not keep a server from starting.
+    one removes the new socket of the other. After the second this one goes on: any program that may
+    read the folder can hold the lock for ever, and must not keep a server from starting.
     """
     import fcntl  # here, since Windows has neither this nor sockets in files
 
@@ -260,7 +260,7 @@ def unlisten(listener: socket.socket) -> None:
 
 
 def url_of(listener: socket.socket, host: str, tls: bool) -> str:
-    """Where a client on this machine finds the server."""
+    """The URL by which a client on this machine finds the server."""
     if host.startswith("unix:"):
         return host
     name = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
@@ -277,7 +277,7 @@ def client_of(address: Any) -> str:
 
 
 def descriptor_room(connections: int) -> int:
-    """Ask the system for as many descriptors as that takes; how many connections fit."""
+    """Ask the system for enough descriptors; how many connections fit into those that it gives."""
     try:
         import resource
     except ImportError:  # Windows has no such limit

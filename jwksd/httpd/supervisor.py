@@ -28,7 +28,7 @@ class Supervisor:
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Supervisor:
-        """The one that the variables name (sd_notify(3), sd_watchdog_enabled(3))."""
+        """The supervisor that the variables name (sd_notify(3), sd_watchdog_enabled(3))."""
         microseconds = environ.get("WATCHDOG_USEC", "")
         interval = int(microseconds) / 1e6 if microseconds.isdecimal() else 0.0
         return cls(environ.get("NOTIFY_SOCKET", ""), interval)

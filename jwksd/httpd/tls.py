@@ -70,7 +70,7 @@ def require_file(path: str) -> None:
 
 
 def refuse_pass_phrase() -> str:
-    """In place of OpenSSL's question at the terminal, which waits for ever for an answer."""
+    """Refuse a key with a pass phrase: OpenSSL would ask at the terminal and wait for ever."""
     raise ValueError("the key has a pass phrase; take it off: openssl pkey -in KEY -out NEW")
 
 
@@ -81,23 +81,23 @@ class WantsToWrite(BlockingIOError):
 class WantsToCompute(BlockingIOError):
     """The handshake has a step to make: call `step` on any thread, then `stepped`.
 
-    The argument says whether the step may sign, which takes a millisecond with an RSA key. What the
-    client sends does not tell: it may cut its ClientHello into records wherever it likes.
+    The argument says whether the step may sign, which takes a millisecond with an RSA key. The
+    client's octets do not tell: it may cut its ClientHello into records wherever it likes.
     """
 
 
 class TLSConnection:
-    """A socket that turns to TLS with its first octet, and looks like a plain one afterwards."""
+    """A socket that speaks TLS, with the methods of a plain one."""
 
     def __init__(self, raw: socket.SocketType, context: ssl.SSLContext) -> None:
         self._socket = raw
-        self._context: ssl.SSLContext | None = context  # until it is known what the client speaks
+        self._context: ssl.SSLContext | None = context  # until the first octet
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls: ssl.SSLObject | None = None  # none, too, where plain text is drained
         self._ciphertext = b""  # read and not given to OpenSSL yet
         self._empty_records = 0  # in a row
         self._empty_octets = 0  # in all records without content
-        self._ended = False  # whether the client has said goodbye
+        self._ended = False  # whether the client has sent close_notify
         self.unsent = b""  # ciphertext that the client has not taken yet
         self._answered = False  # whether our signature has been made: no later step makes one
         self.established = False  # whether the handshake is over
@@ -108,7 +108,7 @@ class TLSConnection:
         return self._socket.fileno()
 
     def recv(self, size: int) -> bytes:
-        """What the next records carry, b"" at the end; READ and RECORDS bound it, not `size`.
+        """The content of the next records, b"" at the end; READ and RECORDS bound it, not `size`.
 
         Raises:
             WantsToCompute: the handshake has a step to make.
@@ -140,7 +140,7 @@ class TLSConnection:
         return self._read(self._tls)
 
     def stepped(self, result: Callable[[], bytes | None]) -> bytes:
-        """A step is over, with this result: the same as `recv` from here on."""
+        """Take the result of a step; returns and raises as `recv`."""
         self.stepping = False
         return self._give(result)
 
@@ -148,7 +148,7 @@ class TLSConnection:
         try:
             plain = result()
         except ssl.SSLError:
-            with suppress(OSError):  # OpenSSL has an alert ready that says what is wrong
+            with suppress(OSError):  # OpenSSL has an alert ready that names the fault
                 self.flush()
             raise
         if plain is None:
@@ -186,7 +186,7 @@ class TLSConnection:
     def _decrypt(self, tls: ssl.SSLObject) -> bytes | None:
         """The content of the record that OpenSSL has got; None if it has none, b"" if no more come.
 
-        In the handshake, the next step of that.
+        During the handshake, its next step.
         """
         try:
             if self.established:
@@ -247,7 +247,7 @@ class TLSConnection:
 
     def shutdown(self, how: int) -> None:
         self._say_goodbye()
-        self._tls = self._context = None  # what still comes is drained, not decrypted
+        self._tls = self._context = None  # what comes from now on is drained, not decrypted
         self.unsent = b""  # or the draining would wait for it
         self._socket.shutdown(how)
 

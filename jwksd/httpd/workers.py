@@ -10,13 +10,13 @@ Rules of this file:
 - A thread takes from the first lane that has a call: cheap calls never wait behind dear ones. While
   cheap calls never end, the lanes below still get a tenth of the time.
 - Within a lane sources take turns, so that one source with many calls delays only itself.
-- Nothing is accepted that could not be run. When a lane is full, the source with the most calls in
-  it gives way. A call that waited too long is refused instead of being made when nobody waits any
-  more. A refusal says after how many seconds there will be room.
+- A call is accepted only if it could be run. When a lane is full, the source with the most calls in
+  it gives way. A call that waited too long is refused: its client has most likely left. A refusal
+  says after how many seconds there will be room.
 - Threads are made when they are first needed, and stay. They are daemons: one that hangs does not
   hold up the end of the process.
-- A function settles the Future that it is given, or hands it to whoever has the outcome later (the
-  writer, after its commit): the thread does not wait for that. What a function raises is the
+- A function settles the Future that it is given, or hands it to the writer, which settles it after
+  the commit: the thread does not wait for that. What a function raises is the
   exception of its Future. A thread never dies of one.
 - Where the system ranks threads (Linux), workers rank below the loop: cheap answers go first.
 
@@ -42,7 +42,7 @@ from typing import Any, NamedTuple
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 STEP_BACK = 5  # levels of niceness: a third of the loop's weight when both want the same core
 LANES = 3  # in the order of what a call costs: from some 0.3 ms to 20 ms and a row on disk for ever
-QUEUE_LIMIT = 256  # calls in a lane: two cores hash 200 in the time that is waited for, one 100
+QUEUE_LIMIT = 256  # calls in a lane: in QUEUE_SECONDS two cores hash 200, one core 100
 QUEUE_SECONDS = 2.0  # a call that waits longer for a thread is refused
 SHARE = 0.1  # of the time that the lanes above take, for a lane that waits: it is never starved
 LATEST = 0.1  # the weight of the last call in the running mean of what a call takes
@@ -57,7 +57,7 @@ class Overloaded(Exception):
 
 
 class Work(NamedTuple):
-    """A call to be made, its Future, and until when it is worth making."""
+    """A call, its Future, and the time from which it is refused."""
 
     call: Callable[[], Any]
     future: Future[Any]
@@ -68,11 +68,11 @@ class Lane:
     """Calls of like cost that wait for a thread; their sources take turns."""
 
     def __init__(self) -> None:
-        # By source, the one whose turn it is first. Plain dicts are slow to take the first from.
+        # By source, in the order of their turns. A plain dict would be slow to give its first key.
         self._waiting: OrderedDict[str, deque[Work]] = OrderedDict()
         self.size = 0
         self.seconds = 0.0  # what a call took in the mean, lately
-        self.owed = 0.0  # seconds of a thread, while the lanes above take them all
+        self.owed = 0.0  # seconds of a thread that the lanes above have taken
 
     def put(self, source: str, work: Work) -> None:
         """Add a call behind the others of its source."""
@@ -148,8 +148,8 @@ class Workers:
     ) -> Future[Any]:
         """Call `function(future, *arguments)` as soon as it is its turn; from any thread.
 
-        The Future, which is returned at once, gives what the function makes it give. It raises what
-        the function raises, and Overloaded if the call waited too long or made room for another.
+        Returns the Future at once. The function sets its result, and an exception of the function
+        becomes its own. It raises Overloaded if the call waited too long or gave way to another.
 
         Raises:
             Overloaded: there is no room for it.
@@ -172,7 +172,7 @@ class Workers:
     def expire(self) -> None:
         """Refuse what has waited too long in any lane; to be called every second or so.
 
-        A thread looks at a call only when its turn has come, and in a lane below that may be late.
+        A thread looks at a call only when its turn comes, which in the lower lanes may be late.
         """
         now = self._clock()
         for lane in self._lanes:
@@ -184,7 +184,7 @@ class Workers:
                 settle(work.future, refusal)
 
     def stop(self, seconds: float) -> None:
-        """Let the threads finish what they are at, and wait for that so long."""
+        """Let the threads finish their calls, and wait for them for so many seconds."""
         until = time.monotonic() + seconds
         for _ in self._threads:
             self._turns.put(False)
@@ -193,7 +193,7 @@ class Workers:
         self._threads = []
 
     def _admit(self, lane: Lane, source: str) -> Work | None:
-        """Make sure that there is a thread and room in the lane; the call that had to make it."""
+        """Make sure that there is a thread, and room in the lane; the call that had to give way."""
         unfinished = len(self._unfinished)
         if unfinished >= len(self._threads):
             self._add_thread()
@@ -218,7 +218,7 @@ class Workers:
     def _add_thread(self) -> None:
         if len(self._threads) < self._most:
             thread = threading.Thread(target=self._run, name="worker", daemon=True)
-            with suppress(RuntimeError):  # the system has no more; those that we have go on
+            with suppress(RuntimeError):  # the system has no more threads; those that run go on
                 thread.start()
                 self._threads.append(thread)
 
@@ -266,18 +266,18 @@ class Workers:
 
 
 def finish(future: Future[Any], function: Callable[[], Any]) -> None:
-    """For `submit`: give the Future what the function returns."""
+    """Set the Future to what the function returns; a function for `submit`."""
     future.set_result(function())
 
 
 def settle(future: Future[Any], failure: Exception) -> None:
-    """Let a Future raise this, unless it has an outcome already."""
+    """Set the exception of a Future, unless it has an outcome already."""
     with suppress(InvalidStateError):
         future.set_exception(failure)
 
 
 def then(future: Future[Any], function: Callable[[Any], Any]) -> Future[Any]:
-    """A Future of what the function makes of the result of another one."""
+    """A Future of `function(result)` for the result of another Future."""
     made: Future[Any] = Future()
 
     def apply(done: Future[Any]) -> None:

@@ -27,11 +27,11 @@ class Certificate:
         self._reading: threading.Thread | None = None
 
     def want(self) -> None:
-        """Have it read again; from any thread or signal handler."""
+        """Have the certificate read again; from any thread or signal handler."""
         self._wanted = True
 
     def read_if_wanted(self) -> None:
-        """Begin to read it, unless that goes on already."""
+        """Begin to read the certificate if that was wanted, unless a reading goes on already."""
         if not self._wanted or (self._reading is not None and self._reading.is_alive()):
             return
         self._wanted = False
@@ -42,7 +42,7 @@ class Certificate:
             self._wanted = True
 
     def _read(self) -> None:
-        """Use what is in the files now; keep the old one if that cannot be read."""
+        """Use the certificate in the files; keep the old one if they cannot be read."""
         self._supervisor.reloading()
         try:
             self._listener.reload_tls()

@@ -1,16 +1,16 @@
 """What `admin.py doctor` finds: whether this installation is sound, and what to do where it is not.
 
-    machine     python, sqlite, packages            what it runs on
+    machine     python, sqlite, packages            what the server runs on
     address     issuer, balancer, tokens            what clients and a balancer must be told
     files       directory, disk, files, wal         what it runs from; the database is still closed
     database    opened as a reader does             the end, if the server could not open it either
     content     integrity ... clock                 each for itself: one failure hides no other
 
-With PostgreSQL the files are not ours to look at; the engine says what it finds of itself.
+With PostgreSQL no files are looked at; the engine says what it finds.
 
 Rules of this file:
-- A check is one function and one row of a table. It returns a state and a sentence; whatever it
-  raises becomes a problem of its own, never a traceback.
+- A check is one function and one row of a table. It returns a state and a sentence; an exception
+  becomes a problem of its own, never a traceback.
 - ok: nothing to do. note: it works, and there is something to know. problem: something does not
   work, will cease to, or is exposed; the sentence says what to do.
 - The database and its log are never changed, made, or migrated. Where a server runs or was killed,
@@ -57,7 +57,7 @@ MIB = 1_048_576
 DISK_PROBLEM = 64 * MIB  # a write-ahead log as it usually grows, and some 100,000 attempts
 WAL_LARGE = 64 * MIB  # SQLite takes it over at 4 MiB (1,000 pages), if no reader needs it
 OVERDUE = 60.0  # s: the server looks every second; a busy disk takes a few
-PRUNING = 86_400.0  # s: what exceeds the retention by a day is not about to be removed
+PRUNING = 86_400.0  # s: a row a day past its retention is not about to be removed
 AS_THE_SERVER = "run doctor as the server's user"
 SKEW = 300.0  # s: two clocks may differ by this much, here as in `--key-skew`
 
@@ -151,7 +151,7 @@ def examine_shared(installation: Installation, now: float) -> Iterator[Finding]:
 
 
 def carry_out(checks: Mapping[str, Check], place: Shared) -> Iterator[Finding]:
-    """The findings of those that apply."""
+    """The findings of the checks that apply."""
     for name, check in checks.items():
         try:
             with progress.shown(f"doctor: {name}"):
@@ -160,14 +160,14 @@ def carry_out(checks: Mapping[str, Check], place: Shared) -> Iterator[Finding]:
             found = PROBLEM, f"{error.filename} is closed to this user: {AS_THE_SERVER}"
         except (Unavailable, settings.ConfigurationError, keystore.WrongSecret) as error:
             found = PROBLEM, str(error)
-        except Exception as error:  # whatever a damaged file or machine makes of a check
+        except Exception as error:  # a damaged file or machine may raise anything
             found = PROBLEM, f"could not be checked: {type(error).__name__}: {error}"
         if found is not None:
             yield Finding(name, *found)
 
 
 def verdict(problems: list[str], notes: list[str], fine: str) -> Verdict:
-    """One line of what was found, the worst first."""
+    """One line that sums up the findings, the worst first."""
     state = PROBLEM if problems else NOTE if notes else OK
     return state, "; ".join([*problems, *notes]) or fine
 
@@ -176,17 +176,17 @@ def verdict(problems: list[str], notes: list[str], fine: str) -> Verdict:
 
 
 def version_of_ours(place: Shared) -> Verdict:
-    """The server's own."""
+    """The version of the server."""
     return OK, f"jwks-server {__version__}"
 
 
 def python(place: Shared) -> Verdict:
-    """The interpreter."""
+    """The version of the interpreter."""
     return OK, f"{platform.python_implementation()} {platform.python_version()}"
 
 
 def sqlite(place: Shared) -> Verdict:
-    """The library, and its known error."""
+    """The version of SQLite, and its known error."""
     if sqlite3.sqlite_version_info >= SQLITE_SOUND:
         return OK, sqlite3.sqlite_version
     return NOTE, (
@@ -197,7 +197,7 @@ def sqlite(place: Shared) -> Verdict:
 
 
 def packages(place: Shared) -> Verdict:
-    """The two that are needed."""
+    """The versions of the two packages that the server needs."""
     found = {name: importlib.metadata.version(name) for name in FLOORS}
     old = [
         f"{name} {version} is too old: pip install -r requirements.txt"
@@ -213,7 +213,7 @@ TWINS = {"localhost": "127.0.0.1", "127.0.0.1": "localhost", "::1": "localhost"}
 
 
 def issuer(place: Shared) -> Verdict:
-    """Whether clients find it under the name that it gives itself, which they compare as text."""
+    """Whether clients find the server under its issuer, which they compare as text."""
     config, url = place.config, url_of(place.config)
     unusable = startup.unusable_issuer(config, url)
     if unusable is not None:
@@ -269,7 +269,7 @@ def directory(place: Examined) -> Verdict:
 
 
 def disk(place: Examined) -> Verdict | None:
-    """Room for what will be written, and for a backup."""
+    """Whether the disk has room for new rows, and for a backup."""
     if not place.database.path.parent.is_dir():
         return None
     free = shutil.disk_usage(place.database.path.parent).free
@@ -282,12 +282,12 @@ def disk(place: Examined) -> Verdict | None:
 
 
 def files(place: Examined) -> Verdict | None:
-    """Who may read and write them."""
+    """Who may read and write the files."""
     ours = [place.beside(suffix) for suffix in ("", "-wal", "-shm", ".secret")]
     existing = [path for path in ours if path.is_file()]
     if not existing or os.name != "posix":
         return None
-    # Of the secret, its own check speaks: there is more to do than chmod.
+    # The secret has a check of its own: there is more to do than chmod.
     bare = [path for path in existing if path.suffix != ".secret"]
     readable = names(path for path in bare if path.stat().st_mode & 0o077)
     closed = names(path for path in existing if not os.access(path, os.R_OK | os.W_OK))
@@ -303,7 +303,7 @@ def names(paths: Iterable[Path]) -> str:
 
 
 def ownership_of(place: Examined) -> Verdict | None:
-    """Whether they are the server's own, and not made by somebody else before it."""
+    """Whether the files are the server's own, and not made by somebody else before it."""
     ours = [*ownership.database_files(place.database.path), place.beside(".secret")]
     stranger = ownership.strangers(ours)
     if stranger is not None:
@@ -312,7 +312,7 @@ def ownership_of(place: Examined) -> Verdict | None:
 
 
 def mount(place: Examined) -> Verdict:
-    """Whether what is written stays, and is locked as SQLite needs it."""
+    """Whether the file system keeps what is written, and locks files as SQLite needs it."""
     table = mounts.table_of_this_system()
     lost = mounts.lost_log(place.database.path, table)
     if lost is not None:
@@ -344,7 +344,7 @@ def wal(place: Examined) -> Verdict | None:
 
 
 def schema(version: int, missing: list[str]) -> Verdict:
-    """The tables."""
+    """Whether all tables are there."""
     if version < SCHEMA_VERSION:
         return NOTE, "the server's next start brings its tables up to date; then run doctor again"
     lost = [f"the table {name} is missing: restore a backup" for name in missing]
@@ -352,7 +352,7 @@ def schema(version: int, missing: list[str]) -> Verdict:
 
 
 def integrity(place: Examined) -> Verdict:
-    """Every page of the file, damaged or not."""
+    """Whether any page of the file is damaged."""
     try:
         damage = place.database.damage()
     except Unavailable as error:
@@ -366,7 +366,7 @@ def integrity(place: Examined) -> Verdict:
 
 
 def secret(place: Examined) -> Verdict:
-    """What the keys are opened with."""
+    """Whether there is a secret for the keys, and who can read it."""
     warnings: list[str] = []
     found, _ = find_secret(place, warnings)
     if found is not None:
@@ -381,7 +381,7 @@ def secret(place: Examined) -> Verdict:
 
 
 def is_given(place: Shared) -> bool:
-    """Whether the variables say which secret, so that the generated one is not read."""
+    """Whether the variables give the secret, so that the generated one is not read."""
     return bool(place.environ.keys() & {"NOT_MY_KEY", "NOT_MY_KEY_FILE"})
 
 
@@ -392,7 +392,7 @@ def find_secret(place: Shared, warnings: list[str]) -> tuple[bytes | None, bytes
 
 
 def given_secret(place: Shared) -> Verdict:
-    """What the keys are opened with, where none is generated."""
+    """Whether the variables give a secret; with PostgreSQL none is generated."""
     warnings: list[str] = []
     found, _ = find_secret(place, warnings)
     if found is None:
@@ -401,7 +401,7 @@ def given_secret(place: Shared) -> Verdict:
 
 
 def keys(place: Shared) -> Verdict | None:
-    """Whether they open."""
+    """Whether the keys open."""
     said: list[str] = []
     store = open_keys(place, said)
     if store is None:
@@ -437,7 +437,7 @@ def rotation(place: Shared) -> Verdict | None:
     try:
         store = open_keys(place, [])
     except keystore.WrongSecret:
-        return None  # which `keys` says
+        return None  # `keys` has said so
     if store is None:
         return None
     expiries = [exp for _, exp, state in store.listing() if state != "unreadable"]
@@ -463,7 +463,7 @@ def rotation(place: Shared) -> Verdict | None:
 
 
 def users(place: Shared) -> Verdict:
-    """Whether each can log in, and at which cost."""
+    """Whether each user can log in, and at which cost."""
     found, twins = place.accounts().hashes(), place.accounts().twins()
     problems, notes = [], []
     if twins:
@@ -518,7 +518,7 @@ def clock(place: Examined) -> Verdict:
 
 
 def shown(size: int) -> str:
-    """A number of octets for people."""
+    """A number of octets as people read it."""
     for unit, name in ((1024 * MIB, "GiB"), (MIB, "MiB")):
         if size >= unit:
             return f"{size / unit:.1f} {name}"
@@ -526,7 +526,7 @@ def shown(size: int) -> str:
 
 
 def moment(seconds: float) -> str:
-    """A time for people."""
+    """A time as people read it."""
     return f"{utc_text(seconds)[:19]} UTC"
 
 

@@ -38,6 +38,6 @@ class Check(argparse.Action):
         values: str | Sequence[object] | None,
         option_string: str | None = None,
     ) -> None:
-        """Ask, and leave with 0 or 1."""
+        """Ask the server, and exit with 0 or 1."""
         found = trouble(str(values))
         parser.exit(0 if found is None else 1, "" if found is None else f"{parser.prog}: {found}\n")

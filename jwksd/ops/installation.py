@@ -26,7 +26,7 @@ class Installation:
     clock: Callable[[], float]
 
     def accounts(self) -> Accounts:
-        """The users."""
+        """The accounts of the database."""
         return Accounts(self.database, cost=self.config.argon2)
 
     def logins(self) -> LoginLog:
@@ -36,8 +36,8 @@ class Installation:
     def keys(self, secret: bytes, previous: bytes | None, log: Callable[[str], None]) -> KeyStore:
         """The keys, opened with these secrets.
 
-        They are decided about by the settings of the server, which may have been started with flags
-        that this command was not.
+        The settings of the server decide about them, and not those of this command: the server may
+        have been started with other flags.
 
         Raises:
             WrongSecret: keys are there and none of them opens.

@@ -44,8 +44,8 @@ class Event(NamedTuple):
     line: str  # what such a line begins with, as a regular expression
 
 
-# The first that a line begins with. Those that quote a client stand before those that begin with a
-# path, so that nobody can give a line another name.
+# The first row that fits a line counts. Lines that quote a client stand before those that begin
+# with a path, so that no client can give a line another name.
 EVENTS = (
     Event("ready", "info", "ready: "),
     Event("internal_error", "error", "(internal )?error: "),
@@ -74,7 +74,7 @@ OTHER = Event("note", "warning", "")
 
 
 def event_of(line: str) -> Event:
-    """What kind of line it is."""
+    """The event of a line, and its level."""
     return next((event for event in EVENTS if re.match(event.line, line)), OTHER)
 
 
@@ -122,7 +122,7 @@ class Records(logging.Handler):
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write it."""
+        """Write a record as a line."""
         kind = "error" if record.levelno >= logging.ERROR else "warning"
         failure = record.exc_info[1] if record.exc_info else None
         ending = f": {places(failure)}" if failure else ""

@@ -34,7 +34,7 @@ def unescaped(field: str) -> str:
 
 
 def table_of_this_system() -> str:
-    """The mounts that this process sees; nothing where that cannot be known."""
+    """The mounts that this process sees; nothing on systems without /proc."""
     try:
         return MOUNTS.read_text("utf-8", "surrogateescape")
     except OSError:

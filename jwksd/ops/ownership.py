@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-DATABASE_FILES = ("", "-wal", "-shm", "-journal")  # SQLite reads whichever of them it finds
+DATABASE_FILES = ("", "-wal", "-shm", "-journal")  # SQLite reads each of them that it finds
 
 
 def database_files(path: str | os.PathLike[str]) -> list[Path]:
@@ -35,7 +35,7 @@ def strangers(paths: Iterable[Path]) -> str | None:
 def _why_not(path: Path) -> str | None:
     try:
         entry, file, folder = os.lstat(path), os.stat(path), os.stat(path.parent)
-    except OSError:  # absent, or for whoever opens it to complain about
+    except OSError:  # absent, or unreadable: opening it will say so
         return None
     open_folder = bool(folder.st_mode & (stat.S_IWOTH | stat.S_IWGRP))
     trusted = {0, os.geteuid()} | (set() if open_folder else {folder.st_uid})

@@ -14,7 +14,7 @@ from typing import NoReturn
 # The packages of Debian 11, with Python 3.9: the oldest that the tests have passed with.
 # requirements.txt and the head of server.py say the same.
 FLOORS = {"cryptography": (3, 3), "argon2-cffi": (18, 3)}
-MODULES = {"argon2", "cryptography"}  # what they are imported as
+MODULES = {"argon2", "cryptography"}  # the names that they are imported by
 
 
 def requirements() -> list[str]:
@@ -26,7 +26,7 @@ def refuse_without(missing: ModuleNotFoundError) -> NoReturn:
     """End a command that lacks one of them with one line; any other module is a defect.
 
     Raises:
-        ModuleNotFoundError: it is no package that an operator could install.
+        ModuleNotFoundError: the missing module is none of these packages.
     """
     if missing.name not in MODULES:
         raise missing

@@ -3,8 +3,8 @@
 Rules of this file:
 - It changes the whole process, so only a command line calls it; a server inside somebody's test
   leaves streams, signals and limits as they are.
-- A signal handler takes no lock and does no work: the thread that it interrupts may hold the one
-  and be in the middle of the other.
+- A signal handler takes no lock and does no work: the thread that it interrupts may hold the
+  lock, or be in the middle of the same work.
 
 It leaves out: daemons, users and groups, and process files; those are the supervisor's.
 """

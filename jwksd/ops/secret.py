@@ -66,7 +66,7 @@ def load_secret(
 def find_secret(
     database: Path | None, environ: MutableMapping[str, str], log: Callable[[str], None]
 ) -> tuple[bytes | None, bytes | None]:
-    """What `load_secret` loads, with None for what there is not: nothing is made.
+    """The secrets that `load_secret` loads, None for one that is missing: nothing is made.
 
     `database` is the file that a generated secret would stand beside.
 
@@ -154,13 +154,13 @@ def create_secret(path: Path) -> None:
             os.unlink(draft)
         sync_directory(path.parent)
     except FileExistsError:
-        return  # another process was faster: its secret is the one
+        return  # another process was faster: its secret counts
     except OSError as error:
         raise ConfigurationError(f"cannot write the secret: {error}") from error
 
 
 def sync_directory(path: Path) -> None:
-    """Have the names in a directory on disk."""
+    """Put the names in a directory on disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

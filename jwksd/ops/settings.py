@@ -4,7 +4,7 @@
 
 Rules of this file:
 - A setting is one row of `Settings`: its flag, variable, type, default and help follow from it.
-- A value that cannot be meant ends the start with one sentence that says what to write instead.
+- A value that makes no sense ends the start with one sentence that says what to write instead.
 - The environment is an argument: only the command lines know the process's own.
 
 Left out: reading configuration files. Two places to look are enough.
@@ -60,7 +60,7 @@ def database(text: str) -> str:
 
 
 def without_controls(text: str) -> str:
-    """Text in one line: a line end at the end of a variable comes from a file, and is not meant."""
+    """Text in one line: a line end at the end of a variable comes from a file."""
     if not text.isprintable():
         raise ValueError("holds a line end or another control character: write it in one line")
     return text
@@ -168,7 +168,7 @@ def default_issuer(url: str) -> str:
 
 
 def one_of(*words: str) -> Callable[[str], str]:
-    """One of a few words."""
+    """A check for a setting that is one of a few words."""
 
     def parse(text: str) -> str:
         if text not in words:
@@ -191,7 +191,7 @@ def hash_cost(text: str) -> accounts.HashCost:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """All that can be set: --some-flag on the command line, or JWKS_SOME_FLAG."""
+    """Every setting: --some-flag on the command line, or JWKS_SOME_FLAG."""
 
     host: str = setting("127.0.0.1", filled, "HOST", "address to listen on; :: for both families")
     port: int = setting("8080", port_number, "PORT", "0 takes a free one")

@@ -3,7 +3,7 @@
 Rules of this file:
 - The socket comes first: if the port is taken, the database of that server stays untouched.
 - Nothing is written to a file that turns out not to be ours.
-- What is only a courtesy (counting the attempts of the last minute) never stops a start.
+- A failure to count the attempts of the last minute never stops a start.
 """
 
 from __future__ import annotations
@@ -133,9 +133,9 @@ def require_own_files(path: str) -> None:
 
 
 def warn_of_readers(db: str, log: Callable[[str], None]) -> None:
-    """Say so if others may read the file, or it lies where it may be damaged.
+    """Warn if others may read the file, or if it lies where it may be damaged.
 
-    We make it for ourselves, but leave one as we find it.
+    A new file is for its owner alone; the permissions of an old one are left as they are.
     """
     if is_url(db):
         return

@@ -24,7 +24,7 @@ from jwksd.store.logins import LoginLog, Progress
 TICK_SECONDS = 1.0  # between looks at the clock for keys that are due, unless one is due sooner
 LEARN_SECONDS = 0.5
 LEARNING = "reading the attempts at other servers"
-WRITING = "reading and writing the database"  # what a 503 of it is reported as
+WRITING = "reading and writing the database"  # the name of the trouble behind a 503
 
 
 class Upkeep:
@@ -49,7 +49,7 @@ class Upkeep:
         self._logins = logins
         self._log_retention = log_retention
         self._log = log
-        # Before the limiter counts what is in the log: a row of the time between counts twice.
+        # Before the limiter counts the log: a row in between counts twice, and none is missed.
         self._learnt = Progress(logins.newest_number() if database.shared else 0)
         self._stamp: object = None
         self._troubles: dict[str, str | None] = {}
@@ -63,7 +63,7 @@ class Upkeep:
             self.tick()
             also()
             left = self._keys.due_in()
-            # What was due and still is cannot be made now; what came due meanwhile is made at once.
+            # A key that is still due could not be made: wait. One that became due is made at once.
             wait = TICK_SECONDS if was_due and not left else min(TICK_SECONDS, left)
 
     def tick(self) -> None:
@@ -81,7 +81,7 @@ class Upkeep:
     ) -> None:
         """Have `prime` count the attempts at other servers on the database until `stopping` is set.
 
-        So a client has no more attempts than at one server, but for those of half a second.
+        So a client has as many attempts as at one server, but for half a second.
         """
         while not stopping.wait(LEARN_SECONDS):
             try:
@@ -109,7 +109,7 @@ class Upkeep:
             self._log(f"{subject}: {trouble or 'works again'}")
 
     def in_trouble(self) -> bool:
-        """Whether anything that was reported still is wrong, or the database file was replaced."""
+        """Whether a reported trouble goes on, or the database file was replaced."""
         # A deleted write-ahead log is no trouble before `tick` has saved what is in it: an operator
         # who is told of a trouble may end the process.
         return any(self._troubles.values()) or self._database.moved(log=False)

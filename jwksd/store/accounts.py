@@ -1,8 +1,8 @@
 """Users and their Argon2id hashes: who is it, and may they have a token?
 
     new_account    name, e-mail, password -> a row; `insert` has it written
-    authenticate   name, password -> the account; exactly one hashing step, whoever asks
-    record         what came of it, on disk before the answer leaves
+    authenticate   name, password -> the account; one hashing step, whether it exists or not
+    record         how the attempt ended, on disk before the answer leaves
 
 Rules of this file:
 - Unknown user and wrong password cost the same and look the same: one Argon2 verification, against
@@ -103,12 +103,12 @@ class User(NamedTuple):
 
 
 class Hashes(NamedTuple):
-    """How many of the stored hashes are what."""
+    """How many of the stored hashes are of each kind."""
 
     total: int
     other_cost: int  # of another cost than ours: each is renewed at its user's next login
     unusable: int  # foreign, or too expensive: no password matches them
-    example: str | None  # the user of one of these
+    example: str | None  # the user with one of these unusable hashes
 
 
 class NameTaken(Exception):
@@ -155,7 +155,7 @@ def write_attempts(connection: Connection, attempts: Sequence[Attempt]) -> dict[
 
 
 def find_superseded(connection: Connection, attempts: Sequence[Attempt]) -> dict[int, Exception]:
-    """Whose name or password was changed since it was verified, or whose account was deleted.
+    """The attempts whose account was changed or deleted since its password was verified.
 
     Nobody else changes these accounts within this transaction: what is true here is true at the
     commit.
@@ -178,7 +178,7 @@ def find_superseded(connection: Connection, attempts: Sequence[Attempt]) -> dict
 
 
 def write_users(connection: Connection, attempts: Sequence[Attempt]) -> None:
-    """What a login changes about its account."""
+    """Write what logins change in the rows of their accounts."""
     logins = {a.user_id: a.time for a in attempts if a.outcome == "success"}
     if logins:
         connection.execute(
@@ -234,7 +234,7 @@ def write_account(connection: Connection, account: tuple[str | None, ...]) -> bo
 def enter_names(database: Database) -> None:
     """Enter the names of accounts that an older version or another program has added.
 
-    Of two accounts whose names are one when they are folded, the older has it; both stay.
+    If two accounts have one name when it is folded, the older one gets the entry; both stay.
 
     Raises:
         Unavailable: the database cannot be read or written.
@@ -378,7 +378,7 @@ class Accounts:
         return name, self._hash(password), email, utc_text(self._clock())
 
     def insert(self, account: tuple[str | None, ...], future: Future[T], result: T) -> None:
-        """Create it. Returns at once; then `future` gives `result`, or raises NameTaken."""
+        """Create the account. Returns at once; `future` gives `result`, or raises NameTaken."""
         self._database.append(write_accounts, account, future, result)
 
     # -- the operator's commands
@@ -427,7 +427,7 @@ class Accounts:
         newest = LoginLog(self._database, self._clock).disown(name, passed)
 
         def delete(connection: Connection) -> None:
-            # Those that came meanwhile: no row names an account that does not exist.
+            # Rows that came meanwhile: no row may name an account that does not exist.
             connection.lock("users", numbers_of(connection, name))
             disown_newer(connection, name, newest)
             connection.execute("DELETE FROM users WHERE username = ?", (name,))
@@ -508,7 +508,8 @@ class Accounts:
     def stored_name(self, text: str) -> str:
         """The name of the account that is meant: as it stands if there is one, else checked.
 
-        Another program's account may have a name that is none for us, and an operator must name it.
+        Another program may have made an account whose name is not valid here; an operator has to be
+        able to name it.
 
         Raises:
             Malformed: there is no account of this name, nor can there be.
@@ -528,7 +529,7 @@ class Accounts:
         ]
 
     def hashes(self) -> Hashes:
-        """What the stored hashes are; reads all of them."""
+        """Count the stored hashes by kind; reads all of them."""
         # Grouped by algorithm and cost ($argon2id$v=19$m=...,t=...,p=...$), of which there are few.
         # The column may hold anything: other programs write this table, too.
         found = self._database.read(
@@ -559,7 +560,7 @@ class Accounts:
         except (argon2.exceptions.VerificationError, ValueError) as error:
             if str(error) in EXHAUSTED:
                 raise Busy("no memory to hash with") from error
-        # What only looked like a hash was refused before any hashing: it costs a step all the same.
+        # What only looks like a hash is refused without hashing: hash once, to cost the same.
         return stored_hash is not self._dummy and self._matches(self._dummy, password)
 
     def _hash(self, password: str) -> str:
@@ -586,8 +587,8 @@ class Verified:
 
     Holds no password: a keyed BLAKE2b under a key that dies with the process, over the password and
     the stored hash it matched. A wrong password is never found here and always pays for Argon2. A
-    reset, a deletion or a new name, by whichever process, is noticed where the login is written
-    down: in the transaction that would acknowledge it.
+    reset, a deletion or a new name, by any process, is noticed in the transaction that would
+    acknowledge the login.
     """
 
     def __init__(self, seconds: float, *, clock: Callable[[], float]) -> None:
@@ -607,7 +608,7 @@ class Verified:
         return user if hmac.compare_digest(digest, self._digest(user, password)) else None
 
     def remember(self, user: User, password: str) -> None:
-        """Note that Argon2 has just verified it; the oldest entry makes room."""
+        """Note that Argon2 has just verified this password; the oldest entry makes room."""
         if not self._seconds:
             return
         with self._lock:
@@ -618,7 +619,7 @@ class Verified:
                 self._entries.popitem(last=False)
 
     def forget(self, name: str) -> None:
-        """The account has changed."""
+        """Remove the entry of an account that has changed."""
         with self._lock:
             self._entries.pop(name, None)
 

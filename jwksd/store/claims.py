@@ -5,8 +5,8 @@
     CLAIM=TEXT     a string          CLAIM:=JSON    any JSON value          CLAIM=    no such claim
 
 Rules of this file:
-- Claims that this server sets or that stand for a promise of the issuer are never an account's, nor
-  are names that a reader could take for theirs: Go's encoding/json matches members in any case.
+- An account never has a claim that this server sets or that is a promise of the issuer, nor one
+  whose name a reader could take for such a claim: Go's encoding/json matches members in any case.
 - One reading of the JSON, or a refusal: duplicate members, NaN and lone surrogates are refused.
 - What is stored is bounded, because every token of the account carries it in every request.
 
@@ -45,7 +45,7 @@ def changed(claims: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]
     """The claims after these changes, each spelled as a user of the command line spells it.
 
     Raises:
-        BadClaim: a change is not one, or the result is too large.
+        BadClaim: a change cannot be read, or the result is too large.
     """
     result = dict(claims)
     for change in changes:
@@ -126,10 +126,10 @@ def no_constant(_: str) -> NoReturn:
 
 
 def is_reserved(name: str) -> bool:
-    """Whether a claim is not an account's to have, in whatever case it is spelled."""
-    if name.isascii() and name.islower():  # most are, and each login asks of each claim
+    """Whether an account must not have this claim, in whatever case it is spelled."""
+    if name.isascii() and name.islower():  # most names are, and each login asks about each claim
         return name in RESERVED
-    # Upper case first: it is all that a dotless i has in common with an i (UAX #44).
+    # Upper case first: only there a dotless i and an i are equal (UAX #44).
     return fold(name.upper()) in RESERVED
 
 

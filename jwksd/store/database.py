@@ -36,7 +36,7 @@ BATCH_JOBS = 256  # jobs in one commit at the most: bounds how long the first of
 GATHER_SECONDS = 0.004
 
 T = TypeVar("T")
-Finding = tuple[str, str, str]  # what was looked at; ok, note or problem; a sentence
+Finding = tuple[str, str, str]  # (the check, ok or note or problem, a sentence)
 
 
 class CannotOpen(Exception):
@@ -44,11 +44,11 @@ class CannotOpen(Exception):
 
 
 class Unavailable(Exception):
-    """The database could not do it now (busy, full, damaged, gone). Nothing was changed."""
+    """The database could not read or write now (busy, full, damaged, gone). Nothing was changed."""
 
 
 class Cursor(Protocol):
-    """What a statement has found or done."""
+    """The result of a statement."""
 
     @property
     def rowcount(self) -> int:
@@ -62,18 +62,18 @@ class Cursor(Protocol):
 
 
 class Reading(Protocol):
-    """What statements are carried out with; their parameters are `?`."""
+    """A connection that can read; the parameters of a statement are `?`."""
 
     def execute(self, sql: str, parameters: Sequence[Any] = ..., /) -> Cursor:
         """Carry out one statement."""
 
 
 class Connection(Reading, Protocol):
-    """What a job of the writer has to write with."""
+    """The connection that a job of the writer gets."""
 
     @property
     def sql(self) -> Dialect:
-        """The statements that differ."""
+        """The statements that differ between engines."""
 
     def lock(self, table: str, numbers: Collection[int | None]) -> None:
         """No other transaction changes the rows with these `id`s until this one has ended.
@@ -88,10 +88,10 @@ class Connection(Reading, Protocol):
         """The highest number that was ever given to a row; 0 before the first."""
 
     def set_last_number(self, table: str, column: str, number: int) -> None:
-        """Give higher numbers from here on."""
+        """Have new rows numbered from above this."""
 
     def overwrite(self) -> None:
-        """What this transaction deletes is overwritten, where the engine can do that."""
+        """Overwrite what this transaction deletes, where the engine can do that."""
 
     def executemany(self, sql: str, parameters: Iterable[Sequence[Any]], /) -> Cursor:
         """Carry out one statement for each of several sets of parameters."""
@@ -149,7 +149,7 @@ class Database(ABC):
 
     @abstractmethod
     def expect(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, a row is about to be appended: a commit waits for it, though not for long."""
+        """A context in which a row is about to be appended: a commit waits for it, a few ms."""
 
     @abstractmethod
     def stamp(self) -> object:
@@ -205,7 +205,7 @@ class Database(ABC):
         """
 
     def findings(self) -> list[Finding]:
-        """What `admin.py doctor` says of the engine; none where it looks at the file itself.
+        """What `admin.py doctor` says of the engine; empty where it looks at the file itself.
 
         Raises:
             Unavailable: the database cannot be read.
@@ -237,7 +237,7 @@ class Job:
         self.refused: Mapping[int, Exception] = {}
 
     def add(self, entry: Entry) -> None:
-        """One row more."""
+        """Add a row to the job."""
         self._entries.append(entry)
 
     def run(self, connection: Connection) -> None:
@@ -246,7 +246,7 @@ class Job:
         self.refused = self._entries[0].write_rows(connection, rows) or {}
 
     def settle(self) -> None:
-        """The transaction has ended: tell everybody whose row it was."""
+        """Let the Futures of all rows have their outcomes: the transaction has ended."""
         for place, entry in enumerate(self._entries):
             settle(entry, self.error or self.refused.get(place))
 
@@ -266,12 +266,12 @@ class Expected:
     def __init__(self) -> None:
         self._rows: list[None] = []  # one for each; append and pop are atomic
         self._is_waited_for = False
-        self._all_here = threading.Lock()  # held; released for whoever waits
+        self._all_here = threading.Lock()  # held; released to end a wait
         self._all_here.acquire()
 
     @contextlib.contextmanager
     def one(self) -> Iterator[None]:
-        """Inside, a row is about to be appended."""
+        """A context in which a row is about to be appended."""
         self._rows.append(None)
         try:
             yield
@@ -343,7 +343,7 @@ class Writer:
                 return
 
     def _next_batch(self) -> list[Entry | None]:
-        """What waits for a commit, once there is anything; None at its end is the end of all."""
+        """Wait for entries and take them all; a None among them ends the writer."""
         batch = [self._queue.get()]
         if not self._closed:
             self._expected.wait(GATHER_SECONDS)
@@ -358,7 +358,7 @@ class Writer:
         try:
             if jobs:
                 self._commit(jobs)
-        except Exception as error:  # the engine's, or whatever else: all of the batch was undone
+        except Exception as error:  # the engine's or any other: all of the batch was undone
             failure = as_unavailable(error)
             for job in jobs:
                 job.error = failure
@@ -367,7 +367,7 @@ class Writer:
 
 
 def gather(entries: list[Entry]) -> list[Job]:
-    """What one commit has to do; rows for the same function become one job."""
+    """The jobs of one commit: rows for the same function become one job."""
     jobs: dict[WriteRows, Job] = {}
     for entry in entries:
         jobs.setdefault(entry.write_rows, Job()).add(entry)
@@ -375,6 +375,6 @@ def gather(entries: list[Entry]) -> list[Job]:
 
 
 def as_unavailable(error: Exception) -> Unavailable:
-    """What kept a transaction from its commit."""
+    """`Unavailable` for the error that kept a transaction from its commit."""
     # MemoryError has no text, and a trouble without a text would be taken for none.
     return error if isinstance(error, Unavailable) else Unavailable(str(error) or repr(error))

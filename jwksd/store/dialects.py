@@ -13,7 +13,7 @@ class Dialect(NamedTuple):
     """What an engine says in its own words."""
 
     # Whether a new account's name, e-mail address or folded name is in use. The comparison by
-    # ASCII case is the one of the engine's unique indexes, else it would read every account.
+    # ASCII case is that of the engine's unique indexes; another would read every account.
     taken: str
     # The login log with outcomes and names, for a FROM.
     log: str

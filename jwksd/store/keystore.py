@@ -43,10 +43,10 @@ from jwt_minimal import public_jwk
 RSA_BITS = 2048  # NIST SP 800-57: good to 2030; RFC 7518 §3.3 asks for no less
 RSA_EXPONENT = 65537
 MAX_SALTS = 8  # salts are read before they are authenticated; each new one costs a derivation
-MAX_ATTEMPTS = 5  # of a change that other processes are faster than: each time they made one
-SHORTEST_LEAD = 2  # s: the look at the clock that comes late by one (1 s), and a slow disk (1 s)
+MAX_TRIES = 5  # of a change: each time that it failed, another process made one
+SHORTEST_LEAD = 2  # s: the clock is looked at once a second (1 s), and a disk may be slow (1 s)
 PREPARE_SECONDS = 5.0  # the search for primes takes 60 ms, or seconds where others use the cores
-MAX_EXPIRED = 100  # kept at the most: with keys that live for seconds, days would be a million
+MAX_EXPIRED = 100  # kept at most: keys that live for seconds would be a million in some days
 JWKS_MAX_AGE = 300  # s: what PyJWT and Spring cache by default
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ REMEMBER = (
 
 
 class NoSigningKey(Exception):
-    """There is no key that the request could be answered with."""
+    """No key can answer the request."""
 
 
 class WrongSecret(Exception):
@@ -67,7 +67,7 @@ class WrongSecret(Exception):
 
 
 class UnknownKey(Exception):
-    """No key of the table has this name."""
+    """No key of the table has this `kid`."""
 
 
 class Policy(NamedTuple):
@@ -119,7 +119,7 @@ class KeySet(NamedTuple):
         return {"keys": [key.jwk for key in self.keys]}
 
 
-# -- the rule: what `exp` and the clock answer
+# -- the rule: `exp` and the clock decide
 
 
 def signing_key(keys: tuple[Key, ...], now: float, policy: Policy) -> Key | None:
@@ -128,18 +128,18 @@ def signing_key(keys: tuple[Key, ...], now: float, policy: Policy) -> Key | None
     outliving = [key for key in unexpired if key.exp >= now + policy.token_ttl + policy.skew]
     if outliving:
         return min(outliving, key=_by_exp)
-    # No key outlives a full token: one more that ends with its key is better than none.
+    # No key outlives a full token: a token that ends with its key is better than none.
     return max(unexpired, key=_by_exp, default=None)
 
 
 def published(keys: tuple[Key, ...], now: float, policy: Policy) -> KeySet:
-    """Every unexpired key, the signing key first, and when that next changes."""
+    """Every unexpired key, the signing key first, and when this set changes next."""
     unexpired = sorted((key for key in keys if key.exp > now), key=_by_exp)
     first = signing_key(keys, now, policy)
     ordered = sorted(unexpired, key=lambda key: key is not first)
     ends = [key.exp - policy.token_ttl - policy.skew for key in unexpired]
     changes = [*(key.exp for key in unexpired), *(end - policy.lead for end in ends[-1:])]
-    # At its end a key still signs, and no longer the moment after: that set lasts for no time.
+    # A key signs at the second of its end and no longer after it: that set lasts no time.
     coming = [*(t for t in changes if t > now), *(end for end in ends if end >= now)]
     return KeySet(tuple(ordered), now, min(coming, default=math.inf))
 
@@ -153,7 +153,7 @@ def endings(keys: tuple[Key, ...], now: float, wait: float, policy: Policy) -> l
     """The keys that an early rotation shortens, with the new `exp`: none signs after `wait`.
 
     The last token that each can still sign is outlived, skew included, and they keep their order:
-    a key that waits to sign must not come first because its elder was shortened to the same second.
+    a key that waits to sign must not come first because an older one got the same second.
     """
     end = math.ceil(int(now) + wait + policy.token_ttl + policy.skew)
     unexpired = sorted((key for key in keys if key.exp > now), key=_by_exp)
@@ -162,7 +162,7 @@ def endings(keys: tuple[Key, ...], now: float, wait: float, policy: Policy) -> l
 
 
 def state(key: Key, signing: Key | None, now: float) -> str:
-    """What a key is for: it is next before it signs, outliving after."""
+    """What a key does now: `next` before it signs, `signing`, `outliving` after, or `expired`."""
     if key.exp <= now:
         return "expired"
     if signing is None or key is signing:
@@ -245,7 +245,7 @@ class KeyStore:
     def listing(self) -> list[tuple[str, int, str]]:
         """Every key with its expiry and its state now: signing, next, outliving or expired.
 
-        Rows that do not open come last, by the name that the log gives them.
+        Rows that do not open come last, with the name that the operator's log gives them.
         """
         now = self._clock()
         signing = signing_key(self._keys, now, self.policy)
@@ -258,7 +258,7 @@ class KeyStore:
         """How many rows hold a key that another row holds as well."""
         return sum(key is not None for key in self._rows.values()) - len(self._keys)
 
-    # What follows the table
+    # Reading the table
 
     def open(self) -> None:
         """Load the keys for the first time. Nothing is written.
@@ -281,7 +281,7 @@ class KeyStore:
             self._log("the previous secret opens nothing that the new one does not: unset it")
 
     def refresh(self) -> None:
-        """Take over what the table holds now; only rows that are new are opened.
+        """Load the rows of the table; only new ones are opened.
 
         Raises:
             Unavailable: the database cannot be read; the snapshot stays as it was.
@@ -297,7 +297,7 @@ class KeyStore:
             if rows.keys() == self._rows.keys():
                 return
             self._rows = rows
-            if self._is_foreign():  # that is said once, not for each row
+            if self._is_foreign():  # one line says so, not one for each row
                 if self._keys:
                     self._log(
                         "no stored key opens any more: serving those in memory, making none; "
@@ -311,7 +311,7 @@ class KeyStore:
             self._keys = keys
 
     def _is_foreign(self) -> bool:
-        """Whether keys are stored, and our secrets open none: they are not ours to add to."""
+        """Whether keys are stored and our secrets open none: then no key is added."""
         return bool(self._rows) and not any(self._rows.values())
 
     def _note_removed(self, keys: tuple[Key, ...]) -> None:
@@ -321,7 +321,7 @@ class KeyStore:
             self._log(f"unexpired keys are gone from the database: {', '.join(sorted(removed))}")
         if any(key.exp > now for key in keys):
             self._emptied = False
-        elif removed and None not in self._rows.values():  # a damaged row is nobody's order
+        elif removed and None not in self._rows.values():  # damage is not an order
             self._emptied = True
 
     def _open_row(self, row: Row, skipped: list[str]) -> Key | None:
@@ -355,7 +355,7 @@ class KeyStore:
             self._content_keys[secret, salt] = derive(secret, salt)
         return self._content_keys[secret, salt]
 
-    # What changes the table
+    # Changing the table
 
     def due_in(self) -> float:
         """Seconds until the next key must be made; 0 if that is past."""
@@ -365,17 +365,17 @@ class KeyStore:
     def make_due(self) -> bool:
         """Make the keys that are due: the next one, or at a first start a valid and an expired one.
 
-        Keys that somebody removed while we were running are not replaced: who empties the table
-        means it. A start, or a key that somebody adds, ends that.
+        Keys that somebody removed while the server ran are not replaced: an empty table is an
+        order. It ends with the next start, or with a key that somebody adds.
 
         Raises:
             Unavailable: the database cannot be read or written; the next call tries again.
         """
-        self.refresh()  # the loop looks only when somebody asks
+        self.refresh()  # the loop reads changes only when a request comes
         rows = self._decided_on()
         if self._emptied or self._is_foreign() or self.due_in() > PREPARE_SECONDS:
             return False
-        # Found in time, so that on a busy machine too it is published when it is due.
+        # Found early, so that a busy machine publishes it in time, too.
         self._spare = self._spare or generate()
         if self.due_in():
             return False
@@ -384,7 +384,7 @@ class KeyStore:
     def rotate(self, *, at_once: bool = False) -> tuple[str, int]:
         """Make a new key that signs after one lead, or at once: its kid, and when it signs.
 
-        Under the rule this is ending the lives of the older keys early. Tokens that they signed
+        By the rule, this shortens the lives of the older keys. Tokens that they signed
         stay good; `at_once`, clients with an older copy of the JWKS refuse new tokens until they
         ask again.
 
@@ -432,7 +432,7 @@ class KeyStore:
         return self._until_done(attempt)[0]
 
     def rekey(self, *, dry_run: bool = False) -> int:
-        """Seal every key with the secret that is not: how many those are.
+        """Seal every key that still has the previous secret with the new one: how many there were.
 
         Raises:
             WrongSecret: a row opens with neither secret. Nothing was changed.
@@ -467,7 +467,7 @@ class KeyStore:
             self._change(rows, remove=[row for row, key in rows.items() if key and key.exp in old])
 
     def remember_policy(self) -> None:
-        """Write down the settings, so that other processes on this file decide as we do.
+        """Store the settings, so that other processes on this database decide alike.
 
         Raises:
             Unavailable: the database cannot be written.
@@ -477,9 +477,9 @@ class KeyStore:
             self._database.write(lambda connection: connection.execute(REMEMBER, values))
 
     def _longest_copy(self, now: float) -> float:
-        """How long a new key waits: the lead, and no HTTP cache holds a JWKS without it then."""
+        """How long a new key waits: a lead, and until no HTTP cache holds a JWKS without it."""
         ttl, skew, lifetime, lead, _ = self.policy
-        # The last bound: the new key must still be the one that expires last.
+        # The last bound: the new key must still expire last.
         return max(
             lead, min(JWKS_MAX_AGE, self.published().until - now, lifetime - lead - ttl - skew)
         )
@@ -491,18 +491,18 @@ class KeyStore:
         return [*(() if rows else (now - 3600,)), now + int(self.policy.lifetime)]
 
     def _new_key(self) -> rsa.RSAPrivateKey:
-        """The key that was found in time, else a new one."""
+        """The key that was found early, else a new one."""
         spare, self._spare = self._spare, None
         return spare or generate()
 
     def _decided_on(self) -> dict[Row, Key | None]:
-        """The rows as a decision finds them: what changes after this is noticed by `_change`."""
+        """The rows that a decision is made on: `_change` notices if they have changed since."""
         with self._lock:  # not while `refresh` has replaced the rows and not yet the keys
             return self._rows
 
     def _until_done(self, attempt: Callable[[dict[Row, Key | None]], T | None]) -> T:
-        """Repeat a change that another process was faster than."""
-        for _ in range(MAX_ATTEMPTS):
+        """Try a change again while other processes are faster, MAX_TRIES times."""
+        for _ in range(MAX_TRIES):
             done = attempt(self._decided_on())
             if done is not None:
                 return done
@@ -545,7 +545,7 @@ class KeyStore:
 
 
 def _one_of_each(keys: Iterable[Key]) -> tuple[Key, ...]:
-    """The keys without a second row of the same: the copy that expires first counts."""
+    """The keys, each once: of two rows with one key, the one that expires first counts."""
     found: dict[str, Key] = {}
     for key in keys:
         known = found.get(key.kid)

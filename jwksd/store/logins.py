@@ -1,10 +1,10 @@
 """The login log: what is written for each attempt, and what is read of it.
 
-    write_log    attempts -> rows, with those who share their commit      (accounts.py)
-    recent       what the limiter has to count after a restart            (server.py)
-    prune        rows past their time, a few in a commit                  (server.py)
-    newer, others    what a reader was not given yet                 (admin.py, upkeep.py)
-    rows, summary, extent     for the operator                            (admin.py, doctor.py)
+    write_log                attempts -> rows, all of a commit at once       (accounts.py)
+    recent                   what the limiter counts after a restart         (limits.py)
+    prune                    deletes rows past their time, a few a commit    (upkeep.py)
+    newer, others            the rows that a reader was not given yet        (admin.py, upkeep.py)
+    rows, summary, extent    what an operator asks                           (admin.py, doctor.py)
 
 Rules of this file:
 - The log may have millions of rows and has no index: it is read in the order of its numbers, a page
@@ -183,7 +183,7 @@ def execute_each(sql: str, rows: Sequence[Sequence[Any]], connection: Connection
 
 
 def unseen(reached: int, last: int) -> None:
-    """Nobody looks at how far it is."""
+    """A `Passed` for callers that show no progress."""
 
 
 def several(row: str, of: Sized) -> str:
@@ -245,7 +245,7 @@ class LoginLog:
         # Numbers of rows: prune goes on after the first, and found the second to be due.
         self._passed = self._due = 0
         self._newest: int | None = None  # when it was last called
-        self._partitions_kept: float | None = None  # the hour in which they were last looked at
+        self._partitions_kept: float | None = None  # the hour in which they were last made
 
     def extent(self) -> tuple[str, str, int]:
         """The times of its first and last row, and about how many there are; reads those two."""
@@ -287,8 +287,8 @@ class LoginLog:
     def others(self, progress: Progress) -> list[tuple[str, list[float]]]:
         """What other servers logged and this reader was not given yet, as `recent` gives it.
 
-        The newest rows only: somebody's transaction that never ends, in whatever database of the
-        cluster, holds `after` up for as long.
+        The newest rows only: while any transaction in the cluster does not end, `after` stays where
+        it is.
         """
         horizon = self._database.horizon()
         rows = self._database.read(
@@ -410,7 +410,7 @@ class LoginLog:
         return max(PRUNE_STEPS, math.ceil(2 * came / PRUNED_ROWS))
 
     def _keep_partitions(self, now: float, oldest: float) -> None:
-        """Have those for this month and the next, and none that is too old; asked once an hour."""
+        """Make the partitions of this month and the next, and drop old ones; once an hour."""
         sql, hour = self._database.sql.partitions, now // 3600
         if sql is not None and hour != self._partitions_kept:
             # Also if it fails: it locks the log meanwhile, and the pruning goes on without it.

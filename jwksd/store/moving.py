@@ -4,8 +4,8 @@
 
 Rules of this file:
 - Nothing writes to the source meanwhile: its lock is held from the first row to the last.
-- A table that the target has already, row for row by count, is passed over: a move that was
-  interrupted goes on where it was. One with other rows is refused, and nothing is overwritten.
+- A table of which the target has as many rows already is passed over: an interrupted move goes on
+  where it was. One with other rows is refused, and nothing is overwritten.
 - The keys come last: until they are there, no server takes the target for a complete one.
 - Numbers of rows stay as they are, and the next number is higher than any that was ever given.
 
@@ -24,12 +24,12 @@ from jwksd.store.logins import LOGGED, copy_logged
 PAGE = 1_000  # rows read and written at a time
 Row = tuple[Any, ...]
 READ_AS = {"key": "CAST(key AS BLOB)"}
-# Is told a table, how many of its rows were moved, and how many it has; again for each page.
+# Is told, after each page, the table, how many of its rows were moved, and how many it has.
 Moved = Callable[[str, int, int], None]
 
 
 class Table(NamedTuple):
-    """A table, and by which column its rows are gone through."""
+    """A table, and the column by which its rows are read in order."""
 
     name: str
     number: str
@@ -104,7 +104,7 @@ def move_table(source: Connection, target: Database, table: Table, moved: Moved)
 def copy(
     source: Connection, target: Connection, table: Table, copied: Callable[[int], None]
 ) -> int:
-    """Write all rows of a table to an empty one; how many, which `copied` is told all along."""
+    """Write all rows of a table to an empty one; how many. `copied` is told page by page."""
     number = 0
     if table.name == "auth_logs":
         make_months(source, target)
@@ -142,7 +142,7 @@ def checked(table: Table, row: Sequence[Any]) -> Row:
     """A row that any engine can hold: another program may have written it.
 
     Raises:
-        CannotOpen: one of its texts is none, or one of its numbers.
+        CannotOpen: a text is not Unicode, or a number does not fit.
     """
     found = tuple(
         str(value) if name in TEXT and value is not None else value
@@ -180,7 +180,7 @@ def insert(connection: Connection, table: Table, page: list[Row]) -> None:
 
 
 def make_months(source: Connection, target: Connection) -> None:
-    """Partitions for the months of the log, where the target has such."""
+    """Make partitions for the months of the log, where the target has them."""
     sql = target.sql.partitions
     if sql is not None:
         for (month,) in source.execute(

@@ -1,7 +1,7 @@
 """What is a name, an e-mail address, a password: checked before anything is looked up.
 
     checked_name, checked_email, checked_password      text as it came -> text that may be used
-    checked_new_name                                   the same, for an account to be made
+    checked_new_name                                   a name for a new account
     fold                                               the form in which two names are compared
 
 Rules of this file:
@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-MAX_NAME = 64  # code points: fits a log line; also what a `sub` may sensibly be
+MAX_NAME = 64  # code points: fits a log line, and is enough for a `sub`
 NFC_GROWTH = 4  # code points that one may be decomposed into canonically, at the most (UAX #15)
 MAX_EMAIL = 254  # RFC 5321 §4.5.3.1.3, less the two angle brackets
 MAX_PASSWORD = 1024  # code points; a generated one has 36
@@ -73,7 +73,7 @@ def checked_name(text: str) -> str:
 
 
 def checked_new_name(text: str) -> str:
-    """The name in NFC, for a new account: older ones may have names that are not given any more.
+    """The name in NFC for a new account; older accounts may have names that this refuses.
 
     Raises:
         Malformed: as `checked_name`, or it holds characters that stand for others.

@@ -59,7 +59,7 @@ from jwksd.store.sessions import (
 T = TypeVar("T")
 
 LOOK_SECONDS = 0.5  # between two looks at the keys, should a notification be lost
-DEAF_SECONDS = WAIT_SECONDS + 2 * LOOK_SECONDS  # without a look that worked: `stamp` says so
+DEAF_SECONDS = WAIT_SECONDS + 2 * LOOK_SECONDS  # without a look that worked: `stamp` raises then
 RETRY_SECONDS = 0.25  # between two attempts to reach a database that is gone
 CLOSING_SECONDS = 1.0
 SCHEMA = "postgres.sql"
@@ -69,7 +69,7 @@ OWN_WRITES = 4_096  # transactions remembered as ours: some seconds of them
 LOCK = 0x6A776B73  # "jwks": the advisory lock of `write`
 TABLES = ("keys", "users", "auth_logs", "account_names", "account_claims", "key_policy")
 NOT_OURS = "it has a table {} that is not ours: make a database of its own"
-# What could not be done on this session, and can on another: it is gone, or no longer writable.
+# Errors after which another session may do it: this one is gone, or no longer writable.
 TRANSIENT = (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction)
 
 
@@ -137,14 +137,14 @@ class PostgreSQL(Database):
         """None: `watch` tells of changes.
 
         Raises:
-            Unavailable: it could not for seconds, so that a revoked key may still be served.
+            Unavailable: the watch has failed for seconds, so a revoked key may still be served.
         """
         if self._looked is not None and time.monotonic() - self._looked > DEAF_SECONDS:
             raise Unavailable(f"the keys could not be looked at: {self._deaf}")
         return None
 
     def watch(self, changed: Callable[[], None]) -> None:
-        """Call `changed` within milliseconds of a change of the keys, by whatever server."""
+        """Call `changed` within milliseconds of a change of the keys by any server."""
         self._looked = time.monotonic()
         self._start("watcher", lambda: self._watch(changed))
         if len(self._places) > 1:
@@ -152,8 +152,8 @@ class PostgreSQL(Database):
 
     def horizon(self) -> tuple[int, int]:
         """See `database.Database`."""
-        # A snapshot's xmax is the next after the last that has ended: some above it may be under
-        # way. Only a number of our own is above all that were given out.
+        # A snapshot's xmax is the next number after the last that has ended: transactions above it
+        # may be under way. Only a number of our own is above all that were given out.
         sql = (
             "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, "
             "pg_current_xact_id()::text::bigint"
@@ -173,7 +173,7 @@ class PostgreSQL(Database):
         """Write a row that changes nothing, confirmed as all others are.
 
         Raises:
-            Unavailable: it is not.
+            Unavailable: it could not be written, or was not confirmed.
         """
         self._transact(lambda session: session.execute("UPDATE schema_version SET version=version"))
 
@@ -204,7 +204,7 @@ class PostgreSQL(Database):
 
     @contextlib.contextmanager
     def _session(self) -> Iterator[Session]:
-        """A session to work with; it goes back to the pool unless it is of no more use."""
+        """A session to work with; it goes back to the pool unless it is broken."""
         session = self._take()
         try:
             yield session
@@ -267,7 +267,7 @@ class PostgreSQL(Database):
         return session
 
     def _twice(self, work: Callable[[Session], T]) -> T:
-        """Do it, and once more on a fresh session if the first one turns out to be gone."""
+        """Call `work`, and once more on a fresh session if the first one turns out to be gone."""
         for last in (False, True):
             try:
                 with self._session() as session:
@@ -312,7 +312,7 @@ class PostgreSQL(Database):
             raise Unavailable(str(error)) from error
 
     def _in_our_words(self, reason: BaseException) -> BaseException:
-        """PostgreSQL's own trouble as `Unavailable`; a broken constraint stays what it is."""
+        """A failure of PostgreSQL as `Unavailable`; a broken constraint stays as it is."""
         if isinstance(reason, psycopg.Error) and not isinstance(reason, psycopg.IntegrityError):
             return Unavailable(f"cannot use {self.name}: {said(reason)}")
         return reason
@@ -353,7 +353,7 @@ class PostgreSQL(Database):
         while not self._closed.is_set():
             try:
                 self._watch_session(changed)
-            except Exception as error:  # this thread outlives whatever happens; `stamp` tells
+            except Exception as error:  # this thread outlives every failure; `stamp` tells
                 self._deaf = said(error)
                 self._closed.wait(RETRY_SECONDS)
 
@@ -429,7 +429,7 @@ def schema_of(session: Session) -> int | None:
 def tables(session: Session, *names: str) -> list[str]:
     """Which of these tables there are.
 
-    Asked of the catalogue itself: what `to_regclass` remembers may be older than a lock.
+    The catalogue itself is asked: `to_regclass` may remember a state from before a lock.
     """
     sql = (
         "SELECT tablename::text FROM pg_tables "
@@ -439,7 +439,7 @@ def tables(session: Session, *names: str) -> list[str]:
 
 
 def make_tables(session: Session) -> None:
-    """All of postgres.sql in one transaction, by whoever comes first.
+    """All of postgres.sql in one transaction; a server that comes second makes nothing.
 
     Raises:
         CannotOpen: another program's tables are there, under our names.
@@ -454,7 +454,7 @@ def make_tables(session: Session) -> None:
     session.commit()
 
 
-# -- what an operator should know
+# -- the findings of the doctor
 
 
 Read = Callable[[str], list[tuple[Any, ...]]]
@@ -464,13 +464,13 @@ BEHIND_SECONDS = 10.0  # of a standby
 
 
 def find_version(read: Read) -> list[Finding]:
-    """The server's."""
+    """The version of PostgreSQL."""
     ((version,),) = read("SHOW server_version")
     return [("postgresql", "ok", str(version))]
 
 
 def find_durability(read: Read) -> list[Finding]:
-    """What a commit waits for."""
+    """Whether a commit waits for the disk and for a standby."""
     ((wanted, synced, names),) = read(
         "SELECT current_setting('synchronous_commit'), current_setting('fsync'), "
         "current_setting('synchronous_standby_names')"
@@ -501,7 +501,7 @@ def find_standbys(read: Read) -> list[Finding]:
 
 
 def find_connections(read: Read) -> list[Finding]:
-    """How many there are, of how many."""
+    """How many connections there are, of those that PostgreSQL allows."""
     ((used, allowed),) = read(
         "SELECT (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'), "
         "current_setting('max_connections')::bigint"
@@ -511,7 +511,7 @@ def find_connections(read: Read) -> list[Finding]:
 
 
 def find_clock(read: Read) -> list[Finding]:
-    """How far it differs from ours."""
+    """How far the clock of PostgreSQL differs from ours."""
     before = time.time()
     ((theirs,),) = read("SELECT extract(epoch FROM clock_timestamp())::double precision")
     apart = theirs - (before + time.time()) / 2

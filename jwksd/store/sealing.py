@@ -36,7 +36,7 @@ from jwt_minimal import b64url_decode, b64url_encode, thumbprint
 
 RSA_NUMBERS = ("n", "e", "d", "p", "q", "dp", "dq", "qi")  # RFC 7518 §6.3
 SALT_BYTES = 16  # RFC 9106 §3.1
-# The OWASP floor for Argon2id: 17 ms here, once per start, but for each guess of who has the file.
+# OWASP's floor for Argon2id: 17 ms, once per start for us, but for each guess of a thief.
 DERIVATION_TIME, DERIVATION_KIB, DERIVATION_LANES = 2, 19_456, 1
 CONTENT_KEY_BYTES = 64  # RFC 7518 §5.2.5: 32 for HMAC-SHA-512, then 32 for AES-256
 BLOCK_BYTES = 16
@@ -44,7 +44,7 @@ TAG_BYTES = 32  # RFC 7518 §5.2.5: the first half of the HMAC
 
 
 class SealBroken(ValueError):
-    """A sealed key does not open under this secret: changed, exchanged, or sealed with another."""
+    """A sealed key does not open under this secret: changed, swapped, or sealed with another."""
 
 
 def derive(secret: bytes, salt: bytes) -> bytes:
@@ -73,7 +73,7 @@ def decrypt(content_key: bytes, iv: bytes, aad: bytes, ciphertext: bytes, tag: b
     """The inverse of `encrypt` (RFC 7518 §5.2.2.2).
 
     Raises:
-        SealBroken: anything is not as it was; one error for all, so that there is no oracle.
+        SealBroken: anything was changed; one error for all, so that there is no oracle.
     """
     # The tag is compared before AES or the padding is looked at.
     if not hmac.compare_digest(tag, _tag(content_key, iv, aad, ciphertext)):
@@ -129,7 +129,7 @@ def open_seal(blob: bytes, exp: int, content_key: bytes) -> tuple[str, rsa.RSAPr
     """
     try:
         protected, empty, iv, ciphertext, tag = blob.decode("ascii").split(".")
-        if empty:  # RFC 7518 §4.5: an encrypted key beside alg=dir is refused; the tag has no say
+        if empty:  # RFC 7518 §4.5: an encrypted key beside alg=dir is refused, whatever the tag
             raise SealBroken("not a sealed key")
         plaintext = decrypt(
             content_key,

@@ -2,7 +2,7 @@
 
     places(url)      the hosts of a URL, one by one
     Link             a connection of psycopg's that gives up after `seconds`
-    Session          a link made ready: what a job of the writer writes with
+    Session          a link with the settings of a session: the writer's connection
 
 Rules of this file:
 - A statement that had no answer in time ends its connection, and is cancelled from another one.
@@ -33,9 +33,9 @@ from jwksd.store.database import CannotOpen
 from jwksd.store.dialects import POSTGRESQL
 
 WAIT_SECONDS = 3.0  # for any one answer
-BOUND = re.compile("0*[1-9][0-9]*")  # a connect_timeout that is one; 0 would be for ever
+BOUND = re.compile("0*[1-9][0-9]*")  # a connect_timeout with a bound: 0 would be for ever
 UNBOUND = {"connect_timeout": max(2, round(WAIT_SECONDS))}  # libpq takes 2 at the least
-WHERE = ("host", "hostaddr", "port")  # of what a URL says, where the database is
+WHERE = ("host", "hostaddr", "port")  # the parameters that say where the database is
 UNREADABLE = (
     "--db is no URL of PostgreSQL: postgresql://USER@HOST:PORT/NAME is one; in a user or a "
     "password write @ as %40, / as %2F, ? as %3F, : as %3A and % as %25"
@@ -56,7 +56,7 @@ class Link(psycopg.Connection[Any]):
     """A connection that waits for no answer longer than `seconds`."""
 
     seconds = WAIT_SECONDS
-    parameters: dict[str, Any] | None = None  # what to make another with, to cancel this one
+    parameters: dict[str, Any] | None = None  # for a second connection, which cancels this one
 
     def wait(self, gen: Any, *_: Any, **__: Any) -> Any:
         """Carry out the generator of a statement; psycopg would wait for ever.
@@ -77,7 +77,7 @@ class Link(psycopg.Connection[Any]):
 
 
 def drive(gen: Any, fileno: int, seconds: float) -> Any:
-    """What the generator returns; it yields what it waits for, and is sent what is ready."""
+    """The result of a generator of psycopg; it yields what it waits for, and gets what is ready."""
     end = time.monotonic() + seconds
     try:
         wanted = next(gen)
@@ -91,7 +91,7 @@ def drive(gen: Any, fileno: int, seconds: float) -> Any:
 
 
 def wait_for(fileno: int, wanted: int, seconds: float) -> int:
-    """Which of reading (1) and writing (2) can be done now; 0 if neither could in time."""
+    """Wait until the socket can be read (1) or written (2); 0 if neither came in time."""
     seconds = max(0.0, seconds)
     if not hasattr(select, "poll"):  # Windows
         files = [fileno]
@@ -107,21 +107,21 @@ def wait_for(fileno: int, wanted: int, seconds: float) -> int:
 
 
 def cancel(parameters: dict[str, Any], process: int) -> None:
-    """Ask the database to end what it is at: else it would hold its locks, or a place, for long.
+    """Ask the database to end the statement: else its locks and its connection would stay for long.
 
-    By a statement, because libpq's own request may wait for ever.
+    A statement on another connection asks: libpq's own request may wait for ever.
     """
     with contextlib.suppress(psycopg.Error), Link.connect(**parameters, autocommit=True) as link:
         link.execute("SELECT pg_cancel_backend(%s::integer)", (process,))
 
 
 class Session:
-    """A connection to the primary, and what a job has to write with."""
+    """A connection to the primary, which the jobs of the writer write with."""
 
     sql = POSTGRESQL
 
     def __init__(self, link: Link) -> None:
-        """Settle what a session needs.
+        """Set what every session needs, whatever the role has.
 
         Raises:
             psycopg.Error: it cannot be used.
@@ -132,11 +132,11 @@ class Session:
         link.add_notice_handler(self._note)
         bound = f"{int(link.seconds * 1000)}ms"
         link.execute(
-            # A COMMIT that was not confirmed is known by its warning, whatever the role leaves out.
+            # Only a warning tells that a COMMIT was not confirmed, so warnings are asked for.
             "SELECT set_config('client_min_messages', 'warning', false), "
             "set_config('statement_timeout', %s, false), "
             "set_config('lock_timeout', %s, false), "
-            # A server that stands still within a transaction holds nobody up for longer.
+            # A server that stops within a transaction holds its locks no longer than this.
             "set_config('idle_in_transaction_session_timeout', %s, false), "
             "set_config('synchronous_commit', CASE "
             "WHEN current_setting('synchronous_commit') IN ('off', 'local') THEN 'on' "
@@ -182,7 +182,7 @@ class Session:
                 copy.write_row(row)
 
     def lock(self, table: str, numbers: Collection[int | None]) -> None:
-        """In the order of the numbers: two servers that lock the same rows wait, and no more."""
+        """Lock in the order of the numbers: two servers on the same rows do not deadlock."""
         wanted = [number for number in numbers if number is not None]
         if wanted:
             self.execute(
@@ -211,15 +211,15 @@ class Session:
 
     def begin(self) -> int:
         """Begin a transaction: its number, as `Dialect.writer` gives it."""
-        # Before any row has its number: what `horizon` says rests on this order.
-        # Read committed, whatever the database's default: what a lock was waited for is then seen.
+        # Before any row has its number: `horizon` relies on this order.
+        # Read committed, whatever the default: after a wait for a lock the new state is seen.
         begun = self._link.execute(f"{BEGIN}; SELECT pg_current_xact_id()::text::bigint")
         begun.nextset()
         ((number,),) = begun
         return int(number) & 0xFFFFFFFF
 
     def commit(self) -> None:
-        """Commit, and be sure of it.
+        """Commit, and raise unless it is confirmed.
 
         Raises:
             Unconfirmed: it is not known to be durable on the standby, or at all.
@@ -271,7 +271,7 @@ class Place(NamedTuple):
 
 
 def places(url: str) -> list[Place]:
-    """Each host of the URL, with all that is needed to reach it.
+    """Each host of the URL, with the parameters to reach it.
 
     Raises:
         CannotOpen: it cannot be read. What it holds is not quoted: a password may be part of it.
@@ -298,7 +298,7 @@ def places(url: str) -> list[Place]:
 
 
 def read_url(url: str) -> dict[str, str]:
-    """What the URL says, and where it names no host, what a service file or the environment does.
+    """The parameters of the URL; without a host in it, those of a service file or the environment.
 
     Raises:
         CannotOpen: it cannot be read.
@@ -327,7 +327,7 @@ def named(host: str, address: str, port: str) -> str:
 
 
 def shown(url: str) -> str:
-    """The URL without a password, or whatever else it holds beside where the database is.
+    """The URL with nothing but the place of the database: no password, no parameters.
 
     Raises:
         CannotOpen: it cannot be read.

@@ -5,13 +5,13 @@
 
 Rules of this file:
 - A commit is on disk (`synchronous=FULL`) before anything of it is acknowledged.
-- Before it is acknowledged, the file that was written must still be the one of that name, and so
-  must its write-ahead log: a file that nobody will ever see again gets no acknowledged writes.
+- Before it is acknowledged, the file that was written must still have its name, and so must its
+  write-ahead log: no write is acknowledged into a file that nobody can find any more.
 - No SQL about keys or users: those rows belong to keystore.py and accounts.py.
 
 It leaves out: reopening. After the file was deleted or replaced, the server refuses to write until
-it is started again. What is in the write-ahead log then goes to the old file, once, so that it
-cannot be mistaken for the log of the new one.
+it is started again. The content of the write-ahead log goes to the old file, once, so that SQLite
+does not take it for the log of the new one.
 """
 
 from __future__ import annotations
@@ -41,16 +41,17 @@ from jwksd.store.dialects import SQLITE
 
 T = TypeVar("T")
 Accept = Callable[[sqlite3.Connection], None]
-File = tuple[str, os.stat_result]  # a name, and what it led to at the start
+File = tuple[str, os.stat_result]  # a name, and the file that it led to at the start
 
 BUSY_SECONDS = 5.0  # how long another process may hold the write lock before we answer 503
 READ_ONLY = "the database was opened for reading only"
-BRIEFLY_SECONDS = 0.1  # the same once it has held it for that long
+BRIEFLY_SECONDS = 0.1  # how long the next write waits, once a process has held the lock that long
 SCHEMA = "schema.sql"
 SCHEMA_VERSION = 2  # PRAGMA user_version; 2 has account_names and account_claims
-DAMAGED = (sqlite3.Error, UnicodeError)  # the second where SQLite's own words quote the damage
+# UnicodeError: SQLite's message may quote damaged octets, and Python cannot decode them then.
+DAMAGED = (sqlite3.Error, UnicodeError)
 
-# The tables that other programs read with us; a file with other columns in them is not ours.
+# The tables that other programs read, too; a file with other columns in them is not ours.
 COLUMNS = {
     "keys": ("kid", "key", "exp"),
     "users": ("id", "username", "password_hash", "email", "date_registered", "last_login"),
@@ -58,7 +59,7 @@ COLUMNS = {
 }
 
 
-# Every version has these. The others hold what can be made again, or what nobody has given yet.
+# Every version has these tables. The others can be made again, or are empty at first.
 TABLES = {*COLUMNS, "auth_outcomes"}
 
 
@@ -91,7 +92,7 @@ class Writing(sqlite3.Connection):
         self.executemany(sql, rows)
 
     def overwrite(self) -> None:
-        """What a row held is overwritten in the file, not only forgotten."""
+        """Overwrite in the file what this transaction deletes."""
         self.execute("PRAGMA secure_delete=ON")
 
 
@@ -302,7 +303,7 @@ class SQLite(Database):
             self._connection.execute(f"PRAGMA busy_timeout={int(seconds * 1000)}")
 
     def _run(self, job: Job, alone: bool) -> None:
-        """Carry out a job; what it raises costs no other one."""
+        """Carry out a job; its failure costs no other job."""
         if not alone:
             self._connection.execute("SAVEPOINT job")
         try:
@@ -361,7 +362,7 @@ class ReadOnly(Database):
         return contextlib.nullcontext()
 
     def stamp(self) -> object:
-        """Refuse: without a connection that stays open nothing tells one state from the next."""
+        """Refuse: only a connection that stays open can tell one state from the next."""
         raise Unavailable(READ_ONLY)
 
     def moved(self, *, log: bool = True) -> bool:
@@ -377,7 +378,7 @@ class ReadOnly(Database):
         raise CannotOpen(READ_ONLY)
 
     def require_ours(self, accept: Accept) -> None:
-        """Look for what opening it for good looks for before it writes.
+        """Make the checks that `SQLite` makes before it writes.
 
         Raises:
             CannotOpen: it is not a database, not ours, or from a newer version.
@@ -405,7 +406,7 @@ class ReadOnly(Database):
         return version, [name for name in wanted if name not in names]
 
     def damage(self) -> list[str]:
-        """What SQLite finds wrong on any page of the file; reads all of it.
+        """The damage that SQLite finds on any page of the file; reads all of it.
 
         Raises:
             Unavailable: SQLite could not read the file.
@@ -434,7 +435,7 @@ class ReadOnly(Database):
             return question(connection)
 
     def _in_use(self) -> bool:
-        """Whether others have it open, or were killed: then reading as they do makes no file."""
+        """Whether a program has the file open, or was killed: then a reader makes no new file."""
         ends = ("-shm", "-journal")
         real = os.path.realpath(self.path)
         return any(os.path.exists(f"{real}{end}") for end in ends)
@@ -444,7 +445,7 @@ class ReadOnly(Database):
 
 
 def _as_unavailable(error: Exception) -> Exception:
-    """SQLite's own trouble as `Unavailable`; a broken constraint stays what it is."""
+    """A failure of SQLite as `Unavailable`; a broken constraint stays as it is."""
     if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError):
         return Unavailable(str(error))
     return error
@@ -478,7 +479,7 @@ def _files_of(path: Path) -> list[File]:
 
 
 def _moved(files: list[File]) -> str | None:
-    """The first name that does not lead to the file it led to."""
+    """The first name that leads to another file than at the start."""
     for name, known in files:
         try:
             if not os.path.samestat(os.stat(name), known):
@@ -529,7 +530,7 @@ def _require_ours(connection: sqlite3.Connection, accept: Accept) -> int:
 
 
 def _require_our_tables(connection: sqlite3.Connection) -> None:
-    """Refuse a file of ours that has lost a table: an empty one in its place would hide that."""
+    """Refuse a file of ours that lacks a table: a new, empty one would hide the loss."""
     found = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
     lost = sorted(TABLES - found)
     if lost:
@@ -561,7 +562,7 @@ def _migrate(connection: sqlite3.Connection) -> None:
 
 
 def _statements(script: str) -> list[str]:
-    """The single statements of a script: executescript() would commit behind our back."""
+    """The single statements of a script: executescript() would commit."""
     found, statement = [], ""
     for line in script.splitlines(keepends=True):
         statement += line
