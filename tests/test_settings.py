@@ -1,4 +1,4 @@
-"""settings.py: every value that can be meant is taken, every other is named; and the secret."""
+"""settings.py: every value that makes sense is taken, every other is named; and the secret."""
 
 from __future__ import annotations
 

@@ -40,6 +40,7 @@ LEFT = {
         "needs root and a network; tests/live/debian.py has a root with these packages",
     "venv/bin/pip install --require-hashes -r requirements.lock":
         "needs a network; tests/live/release.py installs the lock",
+    "-march=native": "needs a network; tests/live/release.py runs it",
     "venv/bin/pip install --no-index --find-links wheels-linux-x86_64":
         "its folder needs a network; tests/live/release.py makes one and installs it",
     "pip install -r requirements-postgres.txt": "needs a network and a database",

@@ -6,12 +6,15 @@ import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import unittest
 import urllib.request
+
+import argon2
 
 from tests.support import ROOT, TemporaryFolder, free_port
 
@@ -125,6 +128,25 @@ class Packages(TemporaryFolder):
         install += ["--find-links", str(wheels), "-r", str(wheels / "requirements.lock")]
         subprocess.run(install, check=True, timeout=300)
         subprocess.run([python, "-c", "import argon2, cryptography"], check=True)
+
+    def test_are_built_for_the_processor_as_the_page_says(self):
+        page = (ROOT / "docs/install.md").read_text("utf-8")
+        (block,) = (it for it in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) if "native" in it)
+        subprocess.run([sys.executable, "-m", "venv", self.folder / "venv"], check=True)
+        python = str(self.folder / "venv/bin/python")
+        install = [python, "-m", "pip", "install", "--quiet", "-r", str(ROOT / "requirements.txt")]
+        subprocess.run(install, check=True, timeout=300)
+
+        def library() -> bytes:
+            (path,) = self.folder.glob("venv/lib/*/site-packages/_argon2_cffi_bindings/_ffi*")
+            return path.read_bytes()
+
+        of_the_wheel = library()
+        subprocess.run(["bash", "-ec", block], check=True, cwd=self.folder, timeout=300)
+        self.assertNotEqual(library(), of_the_wheel)
+        stored = argon2.PasswordHasher().hash("password")  # by the wheel that the tests run with
+        verify = f"import argon2; argon2.PasswordHasher().verify({stored!r}, 'password')"
+        subprocess.run([python, "-c", verify], check=True)
 
 
 if __name__ == "__main__":
