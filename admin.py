@@ -392,7 +392,7 @@ COMMANDS: dict[str, tuple[Command, tuple[Argument, ...]]] = {
 }
 
 
-DONE: dict[Command, str] = {  # what cannot be undone, and what to do if the output was lost
+DONE: dict[Command, str] = {  # what has changed even if the output was lost, and what to do then
     users_add: "the account is made: users reset gives it another password",
     users_reset: "the old password has ended: run the command again",
     keys_rotate: "the key is made: keys list names it",

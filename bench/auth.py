@@ -329,10 +329,11 @@ def measure(
                         else peer(peers[name], database, forget=bool(flags))
                     )
                     running[name] = contender(process, partial(rows_in, database))
-                if ON_POSTGRESQL in wanted and not (reason := why_not()):
-                    running[ON_POSTGRESQL] = stack.enter_context(on_postgresql(*flags))
-                elif ON_POSTGRESQL in wanted:
-                    print(f"{ON_POSTGRESQL} is left out: {reason}", file=sys.stderr)
+                if ON_POSTGRESQL in wanted:
+                    if reason := why_not():
+                        print(f"{ON_POSTGRESQL} is left out: {reason}", file=sys.stderr)
+                    else:
+                        running[ON_POSTGRESQL] = stack.enter_context(on_postgresql(*flags))
                 yield title, compare(against, running, rounds)
 
 

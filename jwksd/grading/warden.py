@@ -140,7 +140,7 @@ class Warden:
         return program
 
     def environ(self) -> dict[str, str]:
-        """The environment of the submission: PATH is all that it has of ours."""
+        """The environment of the submission, which inherits PATH alone."""
         given = dict(pair.partition("=")[::2] for pair in shlex.split(self.task["env"]))
         ours = {"HOME": str(self.home), "TMPDIR": str(self.work / "tmp"), "LANG": "C.UTF-8"}
         return {"PATH": self.task["path"], **ours, "PORT": str(self.task["port"]), **given}

@@ -72,7 +72,7 @@ class Lane:
         self._waiting: OrderedDict[str, deque[Work]] = OrderedDict()
         self.size = 0
         self.seconds = 0.0  # what a call took in the mean, lately
-        self.owed = 0.0  # seconds of a thread that the lanes above have taken
+        self.owed = 0.0  # seconds of a thread: its share of the time of the lanes above
 
     def put(self, source: str, work: Work) -> None:
         """Add a call behind the others of its source."""

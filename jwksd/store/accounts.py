@@ -108,7 +108,7 @@ class Hashes(NamedTuple):
     total: int
     other_cost: int  # of another cost than ours: each is renewed at its user's next login
     unusable: int  # foreign, or too expensive: no password matches them
-    example: str | None  # the user with one of these unusable hashes
+    example: str | None  # a user with such a hash
 
 
 class NameTaken(Exception):
@@ -155,7 +155,7 @@ def write_attempts(connection: Connection, attempts: Sequence[Attempt]) -> dict[
 
 
 def find_superseded(connection: Connection, attempts: Sequence[Attempt]) -> dict[int, Exception]:
-    """The attempts whose account was changed or deleted since its password was verified.
+    """The attempts, by place, whose account was changed or deleted since it was verified.
 
     Nobody else changes these accounts within this transaction: what is true here is true at the
     commit.

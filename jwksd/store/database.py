@@ -88,7 +88,7 @@ class Connection(Reading, Protocol):
         """The highest number that was ever given to a row; 0 before the first."""
 
     def set_last_number(self, table: str, column: str, number: int) -> None:
-        """Have new rows numbered from above this."""
+        """Give new rows numbers above this one."""
 
     def overwrite(self) -> None:
         """Overwrite what this transaction deletes, where the engine can do that."""
@@ -343,7 +343,7 @@ class Writer:
                 return
 
     def _next_batch(self) -> list[Entry | None]:
-        """Wait for entries and take them all; a None among them ends the writer."""
+        """Wait for entries; take those that are there, BATCH_JOBS at most. None is the end."""
         batch = [self._queue.get()]
         if not self._closed:
             self._expected.wait(GATHER_SECONDS)

@@ -401,7 +401,7 @@ class KeyStore:
                 for row, key in rows.items()
                 if key is not None and key.exp > ended.get(key.kid, key.exp)
             }
-            made = self._change(rows, add=self._new_exps(rows), seal_anew=shortened)
+            made = self._change(rows, add=self._new_exps(rows), reseal=shortened)
             if made is None:
                 return None
             last = max((key.exp for key in self._keys if key.kid not in made), default=0)
@@ -447,7 +447,7 @@ class KeyStore:
                     "nothing was changed; find the secret, or keys revoke what is beyond hope"
                 )
             stale = {row: key for row, key in rows.items() if key is not None and key.stale}
-            if not dry_run and stale and self._change(rows, seal_anew=stale) is None:
+            if not dry_run and stale and self._change(rows, reseal=stale) is None:
                 return None
             return len(stale)
 
@@ -514,7 +514,7 @@ class KeyStore:
         *,
         add: Sequence[int] = (),
         remove: Sequence[Row] = (),
-        seal_anew: Mapping[Row, Key] = MappingProxyType({}),
+        reseal: Mapping[Row, Key] = MappingProxyType({}),
     ) -> list[str] | None:
         """One transaction: the kids of the keys added.
 
@@ -525,7 +525,7 @@ class KeyStore:
         added = [(seal(key, exp, content_key, self._salt), exp) for key, exp in made]
         changed = [
             (seal(key.private_key, key.exp, content_key, self._salt), key.exp, row[0])
-            for row, key in seal_anew.items()
+            for row, key in reseal.items()
         ]
 
         def write(connection: Connection) -> bool:

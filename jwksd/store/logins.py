@@ -245,7 +245,7 @@ class LoginLog:
         # Numbers of rows: prune goes on after the first, and found the second to be due.
         self._passed = self._due = 0
         self._newest: int | None = None  # when it was last called
-        self._partitions_kept: float | None = None  # the hour in which they were last made
+        self._partitions_kept: float | None = None  # the hour of the last try
 
     def extent(self) -> tuple[str, str, int]:
         """The times of its first and last row, and about how many there are; reads those two."""
